@@ -1,0 +1,162 @@
+"""What a decoder looks like, in Hugging Face field names, and what it costs. No torch here.
+
+A published `config.json` of `deepseek_v3`, `llama`, `qwen2` or `qwen3` maps onto this record one to one.
+Multi-head latent attention is chosen by `kv_lora_rank`; without it attention is grouped-query.
+"""
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from agartha.core.config import Config
+
+ModelType = Literal["deepseek_v3", "llama", "qwen2", "qwen3"]
+
+
+class ModelConfig(Config):
+    """Shapes and constants of one decoder; names follow `DeepseekV3Config` of transformers."""
+
+    model_type: ModelType = "deepseek_v3"
+    vocab_size: int = Field(128, ge=2)
+    hidden_size: int = Field(128, ge=8)
+    intermediate_size: int = Field(384, ge=1)
+    num_hidden_layers: int = Field(4, ge=1)
+    num_attention_heads: int = Field(4, ge=1)
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    # latent attention (DeepSeek-V2, arXiv:2405.04434 §2.1)
+    kv_lora_rank: int | None = None
+    q_lora_rank: int | None = None
+    qk_nope_head_dim: int = Field(32, ge=0)
+    qk_rope_head_dim: int = Field(16, ge=2)
+    v_head_dim: int = Field(32, ge=1)
+    # mixture of experts (DeepSeek-V3, arXiv:2412.19437 §2.1.2)
+    n_routed_experts: int = Field(0, ge=0)
+    n_shared_experts: int = Field(1, ge=0)
+    num_experts_per_tok: int = Field(2, ge=1)
+    moe_intermediate_size: int = Field(128, ge=1)
+    first_k_dense_replace: int = Field(1, ge=0)
+    n_group: int = Field(1, ge=1)
+    topk_group: int = Field(1, ge=1)
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
+    # multi-token prediction (§2.2)
+    num_nextn_predict_layers: int = Field(0, ge=0)
+    # positions, norms, the rest
+    max_position_embeddings: int = Field(4096, ge=1)
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    rope_interleave: bool = True
+    rms_norm_eps: float = 1e-6
+    initializer_range: float | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.n_routed_experts:
+            _require(self.num_experts_per_tok <= self.n_routed_experts, "num_experts_per_tok exceeds n_routed_experts")
+            _require(self.n_routed_experts % self.n_group == 0, "n_routed_experts must be a multiple of n_group")
+            _require(self.topk_group <= self.n_group, "topk_group exceeds n_group")
+            _require(
+                self.num_experts_per_tok <= self.topk_group * (self.n_routed_experts // self.n_group),
+                "num_experts_per_tok exceeds the experts of topk_group groups",
+            )
+        _require(self.num_attention_heads % self.kv_heads == 0, "num_attention_heads must be a multiple of kv heads")
+        rotated = self.qk_rope_head_dim if self.uses_latent_attention else self.attention_head_dim
+        _require(rotated % 2 == 0, "the rotated part of a head must be even")
+        return self
+
+    @property
+    def uses_latent_attention(self) -> bool:
+        return self.kv_lora_rank is not None
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_attention_heads if self.uses_latent_attention else self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def attention_head_dim(self) -> int:
+        """Width of one grouped-query head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def qk_head_dim(self) -> int:
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def cache_dim(self) -> int:
+        """Numbers kept per token and layer while decoding."""
+        if self.kv_lora_rank is not None:
+            return self.kv_lora_rank + self.qk_rope_head_dim
+        return 2 * self.kv_heads * self.attention_head_dim
+
+    def is_moe_layer(self, layer: int) -> bool:
+        return self.n_routed_experts > 0 and layer >= self.first_k_dense_replace
+
+    def attention_parameters(self) -> int:
+        """Matrix elements of one attention layer."""
+        hidden, heads = self.hidden_size, self.num_attention_heads
+        if self.kv_lora_rank is None:
+            return hidden * self.attention_head_dim * (2 * heads + 2 * self.kv_heads)
+        query = (
+            hidden * heads * self.qk_head_dim
+            if self.q_lora_rank is None
+            else self.q_lora_rank * (hidden + heads * self.qk_head_dim)
+        )
+        keys = hidden * self.cache_dim + self.kv_lora_rank * heads * (self.qk_nope_head_dim + self.v_head_dim)
+        return query + keys + heads * self.v_head_dim * hidden
+
+    def mlp_parameters(self, layer: int, active: bool) -> int:
+        """Matrix elements of one feed-forward layer: all of them, or those one token passes through."""
+        if not self.is_moe_layer(layer):
+            return 3 * self.hidden_size * self.intermediate_size
+        routed = self.num_experts_per_tok if active else self.n_routed_experts
+        experts = 3 * self.hidden_size * self.moe_intermediate_size * (routed + self.n_shared_experts)
+        return experts + self.hidden_size * self.n_routed_experts
+
+    def num_parameters(self, active: bool = False) -> int:
+        """Matrix elements of the whole model with its prediction modules; `active`: those one token passes through."""
+        layers = self.num_hidden_layers + self.num_nextn_predict_layers
+        total = sum(self.attention_parameters() + self.mlp_parameters(i, active) for i in range(layers))
+        total += self.num_nextn_predict_layers * 2 * self.hidden_size**2
+        embeddings = 1 if self.tie_word_embeddings or active else 2
+        heads = 1 + self.num_nextn_predict_layers if active else embeddings
+        return total + heads * self.vocab_size * self.hidden_size
+
+    def flops_per_token(self, context: float, training: bool = True) -> float:
+        """Model FLOPs of one token that sees `context` earlier ones on average: 2 per multiply-add, 3x to train.
+
+        Source: the 6N + attention rule of PaLM, arXiv:2204.02311 appendix B. Generation leaves out the prediction modules.
+        """
+        mtp = self.num_nextn_predict_layers
+        width = self.qk_head_dim + self.v_head_dim if self.uses_latent_attention else 2 * self.attention_head_dim
+        attention = 2.0 * self.num_attention_heads * width * context
+        if training:
+            return 3 * (2.0 * self.num_parameters(active=True) + attention * (self.num_hidden_layers + mtp))
+        main = self.model_copy(update={"num_nextn_predict_layers": 0})
+        return 2.0 * main.num_parameters(active=True) + attention * self.num_hidden_layers
+
+    def softmax_scale(self) -> float:
+        """Attention scale; with YaRN and `mscale_all_dim` it carries the temperature (as DeepSeek-V3 does)."""
+        if not self.uses_latent_attention:
+            return self.attention_head_dim**-0.5
+        scale = self.qk_head_dim**-0.5
+        scaling = self.rope_scaling or {}
+        if scaling.get("mscale_all_dim"):
+            scale *= yarn_mscale(scaling["factor"], scaling["mscale_all_dim"]) ** 2
+        return scale
+
+
+def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
+    """YaRN's attention temperature, arXiv:2309.00071 eq. 22."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _require(claim: bool, message: str) -> None:
+    if not claim:
+        raise ValueError(message)

@@ -1,0 +1,111 @@
+/* Shared by the kernels: vectors, bfloat16, exp, and a small matrix product. Plain C with GCC/Clang vector types,
+   so that any processor compiles it; on AVX-512 it becomes full-width code. */
+#ifndef AGARTHA_COMMON_H
+#define AGARTHA_COMMON_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t bf16;
+
+enum { FLOAT32 = 0, BFLOAT16 = 1 };
+#define INLINE static inline __attribute__((always_inline))
+#define PAD16(n) (((n) + 15) & ~(int64_t)15)
+
+INLINE float from_bf16(bf16 x) {
+  union { uint32_t u; float f; } v = {(uint32_t)x << 16};
+  return v.f;
+}
+
+INLINE bf16 to_bf16(float x) { /* round to nearest even */
+  union { float f; uint32_t u; } v = {x};
+  return (bf16)((v.u + 0x7fff + ((v.u >> 16) & 1)) >> 16);
+}
+
+INLINE void load(float *restrict to, const void *from, int64_t n, int type) {
+  if (type == FLOAT32) memcpy(to, from, n * 4);
+  else for (int64_t i = 0; i < n; i++) to[i] = from_bf16(((const bf16 *)from)[i]);
+}
+
+INLINE void store(void *to, const float *restrict from, int64_t n, int type) {
+  if (type == FLOAT32) memcpy(to, from, n * 4);
+  else for (int64_t i = 0; i < n; i++) ((bf16 *)to)[i] = to_bf16(from[i]);
+}
+
+INLINE const void *at(const void *base, int64_t index, int type) {
+  return (const char *)base + index * (type == FLOAT32 ? 4 : 2);
+}
+
+INLINE vec splat(float x) { return x - (vec){0}; }
+INLINE vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+INLINE vec max_vec(vec a, vec b) { return pick(a > b, a, b); }
+INLINE vec min_vec(vec a, vec b) { return pick(a < b, a, b); }
+
+INLINE vec exp_vec(vec x) { /* relative error about 2e-7 for x in [-87, 88] */
+  x = min_vec(max_vec(x, splat(-87.0f)), splat(88.0f));
+  vec t = x * 1.44269504f;
+  vec shift = pick(t < splat(0.0f), splat(-0.5f), splat(0.5f));
+  ivec n = __builtin_convertvector(t + shift, ivec);
+  vec nf = __builtin_convertvector(n, vec);
+  vec r = x - nf * 0.693359375f;
+  r = r + nf * 2.12194440e-4f;
+  vec p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * (vec)((n + 127) << 23);
+}
+
+INLINE float sum_vec(vec x) {
+  float total = 0;
+  for (int i = 0; i < 16; i++) total += x[i];
+  return total;
+}
+
+INLINE float exp_one(float x) { return exp_vec(splat(x))[0]; }
+
+/* C[m][n] (+)= sum_k A(m, k) B[k][n]; A is read at A[m * am + k * ak]; n is a multiple of 16. */
+#define TILE(MR, NV)                                                                          \
+  INLINE void tile_##MR##_##NV(int64_t K, const float *A, int64_t am, int64_t ak,             \
+                               const float *B, int64_t ldb, float *C, int64_t ldc, int add) { \
+    vec acc[MR][NV];                                                                          \
+    for (int i = 0; i < MR; i++)                                                              \
+      for (int j = 0; j < NV; j++) acc[i][j] = add ? *(const vec *)(C + i * ldc + 16 * j) : splat(0); \
+    for (int64_t k = 0; k < K; k++) {                                                         \
+      vec b[NV];                                                                              \
+      for (int j = 0; j < NV; j++) b[j] = *(const vec *)(B + k * ldb + 16 * j);               \
+      for (int i = 0; i < MR; i++)                                                            \
+        for (int j = 0; j < NV; j++) acc[i][j] += A[i * am + k * ak] * b[j];                  \
+    }                                                                                         \
+    for (int i = 0; i < MR; i++)                                                              \
+      for (int j = 0; j < NV; j++) *(vec *)(C + i * ldc + 16 * j) = acc[i][j];                \
+  }
+TILE(6, 4) TILE(6, 2) TILE(6, 1) TILE(1, 4) TILE(1, 2) TILE(1, 1)
+
+static void product(int64_t M, int64_t N, int64_t K, const float *A, int64_t am, int64_t ak,
+                    const float *B, int64_t ldb, float *C, int64_t ldc, int add) {
+  for (int64_t n = 0; n < N;) {
+    int64_t width = N - n >= 64 ? 64 : N - n >= 32 ? 32 : 16;
+    int64_t m = 0;
+    for (; m + 6 <= M; m += 6) {
+      if (width == 64) tile_6_4(K, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc, add);
+      else if (width == 32) tile_6_2(K, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc, add);
+      else tile_6_1(K, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc, add);
+    }
+    for (; m < M; m++) {
+      if (width == 64) tile_1_4(K, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc, add);
+      else if (width == 32) tile_1_2(K, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc, add);
+      else tile_1_1(K, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc, add);
+    }
+    n += width;
+  }
+}
+
+#endif

@@ -1,0 +1,46 @@
+"""The small parts: linear maps, norms, the gated feed-forward. Weights stay in float32; work follows the activations' type."""
+
+import torch
+from torch import Tensor, nn
+
+from agartha.model.config import ModelConfig
+from agartha.model.ops import rms_norm, swiglu
+
+
+class Linear(nn.Module):
+    """x W^T + b, with the weight cast to the type of x, so that one set of float32 masters serves every precision."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.linear(x, self.weight.to(x.dtype), bias)
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square over the last dimension (arXiv:1910.07467)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward (arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig, width: int):
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, width)
+        self.up_proj = Linear(config.hidden_size, width)
+        self.down_proj = Linear(width, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([self.gate_proj.weight, self.up_proj.weight]).to(x.dtype)  # one product instead of two
+        return self.down_proj(swiglu(nn.functional.linear(x, both)))

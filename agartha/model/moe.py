@@ -1,0 +1,106 @@
+"""DeepSeekMoE with balancing free of an auxiliary loss (DeepSeek-V3, arXiv:2412.19437 §2.1.2).
+
+Shapes: S tokens (rows and positions flattened), E experts, K chosen per token, H hidden, I expert width.
+The selection bias decides who is chosen and never enters the gate; it is stepped from global counts by the learner.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from agartha.model.config import ModelConfig
+from agartha.model.layers import MLP
+from agartha.model.ops import grouped_linear, swiglu
+
+
+class Router(nn.Module):
+    """Sigmoid affinities, biased selection limited to the best groups, gates normalised over the chosen."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.e_score_correction_bias: Tensor
+        self.expert_load: Tensor
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
+        self.register_buffer("expert_load", torch.zeros(config.n_routed_experts), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [S, H] -> chosen experts [S, K], gates [S, K] float32, affinities [S, E] float32."""
+        config = self.config
+        scores = nn.functional.linear(x.float(), self.weight.float()).sigmoid()
+        with torch.no_grad():
+            chosen = self._select(scores + self.e_score_correction_bias)
+            in_backward = torch._C._current_graph_task_id() != -1  # recomputation must not count twice
+            if self.training and torch.is_grad_enabled() and not in_backward:
+                self.expert_load += torch.bincount(chosen.flatten(), minlength=config.n_routed_experts)
+        gates = scores.gather(1, chosen)
+        if config.norm_topk_prob:
+            gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
+        return chosen, gates * config.routed_scaling_factor, scores
+
+    def _select(self, biased: Tensor) -> Tensor:
+        config = self.config
+        if config.n_group > 1:
+            grouped = biased.unflatten(1, (config.n_group, -1))
+            group_scores = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
+            best = group_scores.topk(config.topk_group, -1).indices
+            allowed = torch.zeros_like(group_scores, dtype=torch.bool).scatter_(1, best, True)
+            biased = grouped.masked_fill(~allowed.unsqueeze(-1), float("-inf")).flatten(1)
+        return biased.topk(config.num_experts_per_tok, -1, sorted=False).indices
+
+    @torch.no_grad()
+    def step_bias(self, speed: float) -> None:
+        """Raise the bias of experts under the mean load and lower the others, keep its mean at zero, reset the counts."""
+        step = torch.sign(self.expert_load.mean() - self.expert_load) * speed
+        self.e_score_correction_bias += step - step.mean()
+        self.expert_load.zero_()
+
+
+class Experts(nn.Module):
+    """E gated feed-forwards as two stacks of matrices: [E, 2I, H] and [E, H, I]."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        experts, width = config.n_routed_experts, config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, config.hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(experts, config.hidden_size, width))
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """x [S*K, H] sorted by expert; ends [E] is where each expert's segment ends."""
+        return grouped_linear(swiglu(grouped_linear(x, self.gate_up_proj, ends)), self.down_proj, ends)
+
+
+class MoE(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        self.shared_experts = (
+            MLP(config, config.moe_intermediate_size * config.n_shared_experts) if config.n_shared_experts else None
+        )
+        self.track_balance = False
+        self.balance_loss: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)
+        chosen, gates, scores = self.gate(flat)
+        if self.track_balance:
+            self.balance_loss = sequence_balance_loss(chosen.view(*x.shape[:2], -1), scores.view(*x.shape[:2], -1))
+        order = chosen.flatten().argsort(stable=True)
+        ends = torch.bincount(chosen.flatten(), minlength=self.config.n_routed_experts).cumsum(0)
+        tokens = order // chosen.shape[1]
+        routed = self.experts(flat[tokens], ends) * gates.flatten()[order].unsqueeze(1).to(x.dtype)
+        out = torch.zeros_like(flat).index_add(0, tokens, routed)
+        if self.shared_experts is not None:
+            out = out + self.shared_experts(flat)
+        return out.view_as(x)
+
+
+def sequence_balance_loss(chosen: Tensor, scores: Tensor) -> Tensor:
+    """Mean over sequences of sum_i f_i P_i (eq. 17-20): 1 when perfectly even. chosen [B, T, K], scores [B, T, E]."""
+    experts, picks = scores.shape[-1], chosen.shape[1] * chosen.shape[2]
+    counts = torch.zeros(chosen.shape[0], experts, device=scores.device)
+    counts.scatter_add_(1, chosen.flatten(1), torch.ones(1, device=scores.device).expand(chosen.shape[0], picks))
+    share = (scores / (scores.sum(-1, keepdim=True) + 1e-20)).mean(1)
+    return (counts * (experts / picks) * share).sum(-1).mean()

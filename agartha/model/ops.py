@@ -1,0 +1,94 @@
+"""The operations that cost time, in their plain form, each handing over to a compiled kernel where one is built.
+
+Plain and compiled forms agree (tests/model/test_kernels.py); `kernels.available()` says which one runs.
+Shapes: B rows, T tokens, L kept positions, N heads, G key heads, P nope width, R rope width, V value width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from agartha.model import kernels
+from agartha.model.config import ModelConfig
+from agartha.model.rope import rotate
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if kernels.usable(x):
+        return kernels.RMSNorm.apply(x, weight, eps)
+    return rms_norm_plain(x, weight, eps)
+
+
+def rms_norm_plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight.to(x.dtype) * normed.to(x.dtype)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """[.., 2I] -> [.., I]: silu of the first half times the second."""
+    if kernels.usable(gate_up):
+        return kernels.SwiGLU.apply(gate_up)
+    return swiglu_plain(gate_up)
+
+
+def swiglu_plain(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return functional.silu(gate) * up
+
+
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """x [S, I] in E consecutive segments ending at ends [E], each times its own weight [E, O, I] -> [S, O]."""
+    weight = weight.to(x.dtype)
+    if x.dtype == torch.bfloat16:
+        return functional.grouped_mm(x, weight.transpose(1, 2), offs=ends.to(torch.int32))
+    segments = x.tensor_split(ends[:-1].cpu())
+    return torch.cat([functional.linear(segment, w) for segment, w in zip(segments, weight)])
+
+
+def attend_packed(
+    q: Tensor, k_nope: Tensor, k_rope: Tensor, v: Tensor, rope: Tensor, document_start: Tensor | None, config: ModelConfig
+) -> Tensor:
+    """Causal attention inside packed documents, from unrotated parts.
+
+    q [B, T, N, P+R], k_nope [B, T, G, P], k_rope [B, T, 1 or G, R], v [B, T, G, V], rope [B, T, R] -> [B, T, N, V].
+    """
+    interleaved = config.rope_interleave and config.uses_latent_attention
+    if kernels.usable(q):
+        return kernels.attention(q, k_nope, k_rope, v, rope, document_start, config.softmax_scale(), interleaved)
+    return attend_packed_plain(q, k_nope, k_rope, v, rope, document_start, config)
+
+
+def attend_packed_plain(
+    q: Tensor, k_nope: Tensor, k_rope: Tensor, v: Tensor, rope: Tensor, document_start: Tensor | None, config: ModelConfig
+) -> Tensor:
+    interleaved = config.rope_interleave and config.uses_latent_attention
+    q_nope, q_rope = q.split([k_nope.shape[-1], k_rope.shape[-1]], -1)
+    k_rope = rotate(k_rope, rope, interleaved).expand(-1, -1, v.shape[2], -1)
+    q = torch.cat([q_nope, rotate(q_rope, rope, interleaved)], -1)
+    return attend(q, torch.cat([k_nope, k_rope], -1), v, packed_mask(q, document_start), config.softmax_scale())
+
+
+def packed_mask(q: Tensor, document_start: Tensor | None) -> Tensor:
+    """[1 or B, T, T]: who may look at whom."""
+    at = torch.arange(q.shape[1], device=q.device)
+    causal = (at <= at[:, None])[None]
+    return causal if document_start is None else causal & (at >= document_start[..., None])
+
+
+def visible_mask(positions: Tensor, length: int) -> Tensor:
+    """[B, T, L]: positions up to one's own."""
+    return torch.arange(length, device=positions.device) <= positions[..., None]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """q [B, T, N, D], k [B, L, G, D], v [B, L, G, V], mask [1 or B, T, L] -> [B, T, N, V].
+
+    Values are padded to the keys' width: PyTorch's fast CPU path refuses unequal widths and falls into a slow one.
+    """
+    repeats, width = q.shape[2] // k.shape[2], v.shape[-1]
+    if width < k.shape[-1]:
+        v = functional.pad(v, (0, k.shape[-1] - width))
+    q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(repeats, 2), v.repeat_interleave(repeats, 2)))
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=scale)
+    return out.transpose(1, 2)[..., :width]
