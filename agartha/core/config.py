@@ -4,6 +4,7 @@ A program writes its own `class ...Config(Config)` beside its code; this module 
 """
 
 import difflib
+import re
 import reprlib
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -144,15 +145,14 @@ def _explain(cls: type[Config], error: pydantic.ValidationError) -> ConfigError:
 
 
 def _suggest(cls: type[Config], key: str) -> str:
-    """The nearest valid key: the same name in another table first, then the most alike."""
+    """The nearest valid key: the same name in another table, a like name in this table, then any like key."""
     valid = list(keys(cls))
-    table, _, name = key.rpartition(".")
+    table, _, name = re.sub(r"\.\d+", "", key).rpartition(".")
     moved = [candidate for candidate in valid if candidate.rpartition(".")[2] == name]
-    nearest = moved or difflib.get_close_matches(key, valid, n=1)
-    if nearest:
-        return f"did you mean {nearest[0]!r}?"
     siblings = [candidate for candidate in valid if candidate.rpartition(".")[0] == table]
-    return f"valid keys here: {', '.join(siblings or valid)}"
+    like = difflib.get_close_matches(f"{table}.{name}".lstrip("."), siblings, n=1, cutoff=0.8)
+    nearest = moved or like or difflib.get_close_matches(name, valid, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"valid keys here: {', '.join(siblings or valid)}"
 
 
 def _tables(annotation: Any) -> list[type[Config]]:

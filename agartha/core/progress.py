@@ -20,7 +20,9 @@ class Bar:
     def advance(self, n: float = 1, **shown: Any) -> None:
         """Count `n` more units done, and show these values beside the bar until others come."""
         if self._progress is not None and self._task is not None:
-            extra = {"shown": "  ".join(f"{name} {short(value)}" for name, value in shown.items())} if shown else {}
+            extra: dict[str, Any] = (
+                {"shown": "  ".join(f"{name} {short(value)}" for name, value in shown.items())} if shown else {}
+            )
             self._progress.update(self._task, advance=n, **extra)
 
 
