@@ -2,7 +2,7 @@
 
 All weights, and all gradients, lie in one float32 buffer each; a parameter and its `.grad` are views. So the norm, the
 check for finite numbers, the reduction over workers and each update are a handful of operations whatever the number of
-layers. Matrices of one shape are neighbours and become one stack [N, R, C] with one batched product per polynomial step.
+layers. Matrices of one shape are neighbours, a stack [N, R, C], with one batched product per polynomial step.
 
 Muon: Jordan 2024; Moonlight, arXiv:2502.16982. AdamW: arXiv:1711.05101. Left out: sharding of weights or momentum.
 """
@@ -39,7 +39,7 @@ class _Group:
 
 
 class Optimizers:
-    """One optimizer step for a whole model; made by `build_optimizers`. Not for weights that anyone moves or casts later."""
+    """One optimizer step for a whole model; made by `build_optimizers`. The weights must not be moved or cast later."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], config: OptimizerConfig, parallel: Parallel):
         self.config, self.parallel = config, parallel
@@ -52,12 +52,13 @@ class Optimizers:
         for name, view in self._views(self._weights):
             view.copy_(parameters[name].detach())
             parameters[name].data = view
+        self._gradient_views = dict(self._views(self.gradients))
         self.zero_grad()
 
     def zero_grad(self) -> None:
         """Empty the gradients; they stay views of `self.gradients` [P], which the caller may reduce over workers."""
         self.gradients.zero_()
-        for name, view in self._views(self.gradients):
+        for name, view in self._gradient_views.items():
             self._parameters[name].grad = view
 
     @torch.no_grad()
@@ -67,6 +68,8 @@ class Optimizers:
         Returns the gradient's norm before clipping. Every rank must hold the same, already summed gradients.
         Raises: NumericsError, before anything has changed, if a gradient is not finite.
         """
+        stray = [name for name, view in self._gradient_views.items() if self._parameters[name].grad is not view]
+        assert not stray, f"{stray[0]}.grad left the flat buffer: empty gradients with Optimizers.zero_grad only"
         norm = torch.linalg.vector_norm(self.gradients).item()
         if not norm < float("inf"):
             raise self._not_finite(norm)
@@ -109,7 +112,7 @@ class Optimizers:
             group.of(self._weights).view(group.shape).add_(update, alpha=-rate)
 
     def _orthogonal(self, stacks: list[Tensor]) -> Iterator[Tensor]:
-        """Polar factors of all stacks [N, R, C]; each rank works out its share of every stack, then all are gathered."""
+        """Polar factors of all stacks [N, R, C]; each rank works out a share of every stack, then all are gathered."""
         steps, ranks = self.config.polar_steps, self.parallel.world_size
         if ranks == 1:
             yield from (orthogonalize(stack, steps) for stack in stacks)
@@ -125,7 +128,7 @@ class Optimizers:
             yield whole.flatten()[: stack.numel()].view_as(stack)
 
     def _not_finite(self, norm: float) -> NumericsError:
-        bad = [name for name, view in self._views(self.gradients) if not view.isfinite().all()]
+        bad = [name for name, view in self._gradient_views.items() if not view.isfinite().all()]
         where = f"{len(bad)} of {len(self._parameters)} parameters, first {bad[0]}" if bad else "their sum of squares"
         return NumericsError(
             f"gradient norm is {norm}, must be finite ({where}); no weight was changed.",
@@ -168,7 +171,9 @@ def build_optimizers(
     or a weight is not float32 (activations may be bfloat16; masters may not).
     """
     parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
-    wrong = [f"{name} is {parameter.dtype}" for name, parameter in parameters.items() if parameter.dtype != torch.float32]
+    wrong = [
+        f"{name} is {parameter.dtype}" for name, parameter in parameters.items() if parameter.dtype != torch.float32
+    ]
     if wrong or not parameters:
         raise ConfigError(
             f"{wrong[0]}, must be float32." if wrong else "there are no parameters to train.",

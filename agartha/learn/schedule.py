@@ -15,7 +15,9 @@ def lr_scale(progress: float, config: ScheduleConfig) -> float:
     Raises: NumericsError if progress is negative or not a number.
     """
     if not progress >= 0:
-        raise NumericsError(f"progress={progress} of the run must be at least 0.", hint="divide what is spent by the budget.")
+        raise NumericsError(
+            f"progress={progress} of the run must be at least 0.", hint="divide what is spent by the budget."
+        )
     if progress < config.warmup:
         return progress / config.warmup
     left = max(0.0, 1.0 - progress)

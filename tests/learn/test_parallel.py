@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,10 +96,12 @@ def test_a_killed_worker_ends_the_others():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
 def test_workers_die_with_a_killed_parent(tmp_path):
-    program = f"from {__name__} import *\nif __name__ == '__main__':\n    launch(report_and_sleep, 2, {str(tmp_path)!r})\n"
+    program = (
+        f"from {__name__} import *\nif __name__ == '__main__':\n    launch(report_and_sleep, 2, {str(tmp_path)!r})\n"
+    )
     script = tmp_path / "parent.py"
     script.write_text(program)
-    path = os.pathsep.join([os.path.dirname(__file__), os.getcwd()])
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path.cwd())])
     parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path})
     try:
         _until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
