@@ -11,11 +11,11 @@ from agartha.core.errors import ConfigError
 class LossTerms(Config):
     """How much each of the three terms counts; a term whose batch carries no weights costs nothing."""
 
-    cross_entropy: float = Field(1.0, ge=0)
+    cross_entropy: float = Field(default=1.0, ge=0)
     """Weight of the negative log-likelihood, in nats per token."""
-    policy: float = Field(1.0, ge=0)
+    policy: float = Field(default=1.0, ge=0)
     """Weight of the policy-gradient term."""
-    divergence: float = Field(0.0, ge=0)
+    divergence: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to the reference, in nats per token."""
 
 
@@ -24,43 +24,43 @@ class OptimizerConfig(Config):
 
     matrices: Literal["muon", "adamw"] = "muon"
     """Who steps the inner matrices; embedding, head, router, norms and biases always use AdamW."""
-    matrix_learning_rate: float = Field(0.02, gt=0)
+    matrix_learning_rate: float = Field(default=0.02, gt=0)
     """Step of the inner matrices: spectral units for Muon's "spectral" scale, AdamW units otherwise."""
-    embedding_learning_rate: float = Field(0.005, gt=0)
+    embedding_learning_rate: float = Field(default=0.005, gt=0)
     """Step of the token embedding."""
-    head_learning_rate: float = Field(0.003, gt=0)
+    head_learning_rate: float = Field(default=0.003, gt=0)
     """Step of the output head when it is not tied to the embedding."""
-    other_learning_rate: float = Field(0.003, gt=0)
+    other_learning_rate: float = Field(default=0.003, gt=0)
     """Step of router, norms and biases."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled decay of the inner matrices, per unit of learning rate."""
-    other_weight_decay: float = Field(0.0, ge=0)
+    other_weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled decay of embedding and head; router, norms and biases are never decayed."""
-    momentum: float = Field(0.95, ge=0, lt=1)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
     """Nesterov momentum of Muon."""
-    polar_steps: int = Field(4, ge=1, le=10)
+    polar_steps: int = Field(default=4, ge=1, le=10)
     """Polynomial steps of Muon's orthogonalisation; fewer are cheaper and less exact."""
     update_scale: Literal["spectral", "rms"] = "spectral"
     """Factor on an orthogonal update of R rows and C columns: sqrt(max(1, R/C)) (Jordan 2024), or
     0.2 sqrt(max(R, C)), which has AdamW's root mean square (Moonlight, arXiv:2502.16982 eq. 4)."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW's decay of the first moment."""
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
     """AdamW's decay of the second moment."""
-    epsilon: float = Field(1e-10, gt=0)
+    epsilon: float = Field(default=1e-10, gt=0)
     """AdamW's floor under the root of the second moment."""
-    clip_norm: float | None = Field(1.0, gt=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global 2-norm; None leaves them."""
 
 
 class ScheduleConfig(Config):
     """Warm-up, stable, decay, as shares of the whole run."""
 
-    warmup: float = Field(0.02, ge=0, le=1)
+    warmup: float = Field(default=0.02, ge=0, le=1)
     """Share of the run with a linearly rising scale."""
-    decay: float = Field(0.5, ge=0, le=1)
+    decay: float = Field(default=0.5, ge=0, le=1)
     """Share of the run, at its end, with a linearly falling scale."""
-    floor: float = Field(0.0, ge=0, le=1)
+    floor: float = Field(default=0.0, ge=0, le=1)
     """Scale at the very end."""
 
     @model_validator(mode="after")
@@ -81,5 +81,5 @@ class LearnerConfig(Config):
     """Type of activations and matrix products; weights and optimizer state are always float32."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
-    microbatch_rows: int | None = Field(None, ge=1)
+    microbatch_rows: int | None = Field(default=None, ge=1)
     """Rows of one forward and backward pass; None takes the whole batch at once."""

@@ -32,7 +32,7 @@ class _Group:
     names: list[str]
     start: int
     stop: int
-    shape: tuple[int, int, int] | None  # [N, R, C], Muon only
+    shape: tuple[int, int, int]  # [N, R, C]; all in one row where no shape is shared
 
     def of(self, flat: Tensor) -> Tensor:
         return flat[self.start : self.stop]
@@ -91,11 +91,11 @@ class Optimizers:
             "other": (config.other_learning_rate, 0.0),
         }
         learning_rate, decay = rates[group.kind]
-        slices = ([group.of(flat)] for flat in (self._weights, self.gradients, self._first, self._second))
+        weights, gradients, first, second = map(group.of, (self._weights, self.gradients, self._first, self._second))
         steps_before = torch.tensor(float(self.steps - 1), device=self._weights.device)  # adamw counts this one itself
         adamw(
-            *slices, [], [steps_before], fused=True, amsgrad=False, beta1=config.beta1, beta2=config.beta2,
-            lr=lr_scale * learning_rate, weight_decay=decay, eps=config.epsilon, maximize=False,
+            [weights], [gradients], [first], [second], [], [steps_before], fused=True, amsgrad=False, maximize=False,
+            lr=lr_scale * learning_rate, weight_decay=decay, beta1=config.beta1, beta2=config.beta2, eps=config.epsilon,
         )  # fmt: skip
 
     def _step_muon(self, learning_rate: float) -> None:
@@ -207,7 +207,8 @@ def _lay_out(parameters: dict[str, nn.Parameter], config: OptimizerConfig) -> tu
     groups, position = [], 0
     for (kind, matrix), names in sorted(members.items(), key=lambda item: item[0][0] != "muon"):
         size = sum(parameters[name].numel() for name in names)
-        shape = None if matrix is None else (size // (matrix[0] * matrix[1]), *matrix)
+        rows, columns = matrix or (1, size)
+        shape = (size // (rows * columns), rows, columns)
         groups.append(_Group(kind, names, position, position + size, shape))
         position += -(-size // ALIGNMENT) * ALIGNMENT
     return groups, position

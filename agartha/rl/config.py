@@ -10,27 +10,32 @@ from agartha.learn.config import LearnerConfig, OptimizerConfig, ScheduleConfig
 from agartha.ledger.schema import BudgetConfig
 
 
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
 class SamplingConfig(Config):
     """How episodes are drawn from the policy."""
 
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Divides the logits; at other values than 1 the sampled distribution is not the trained one."""
-    max_tokens: int = Field(256, ge=1)
+    max_tokens: int = Field(default=256, ge=1)
     """Longest completion, in tokens."""
-    overlong_buffer: int = Field(0, ge=0)
+    overlong_buffer: int = Field(default=0, ge=0)
     """The last so many tokens below max_tokens cost reward, up to 1 (DAPO eq. 13); 0 for no penalty."""
-    max_refills: int = Field(2, ge=0)
+    max_refills: int = Field(default=2, ge=0)
     """Extra rounds per step that replace groups without variance (dynamic sampling); 0 keeps such groups."""
 
 
 class CurriculumConfig(Config):
     """Pass rates between which a level is practised."""
 
-    low: float = Field(0.2, ge=0, lt=1)
+    low: float = Field(default=0.2, ge=0, lt=1)
     """Below this mean reward a level is too hard for now."""
-    high: float = Field(0.8, gt=0, le=1)
+    high: float = Field(default=0.8, gt=0, le=1)
     """Above this mean reward a level is mastered."""
-    window: int = Field(64, ge=4)
+    window: int = Field(default=64, ge=4)
     """Episodes remembered per level."""
 
     @model_validator(mode="after")
@@ -46,30 +51,30 @@ class RLConfig(Config):
     """Folder of the policy to start from; also the reference, if there is one."""
     world: str = "countdown"
     """Name of the world that gives tasks and judges answers."""
-    steps: int = Field(200, ge=1)
+    steps: int = Field(default=200, ge=1)
     """Rollouts, each followed by updates_per_rollout optimizer steps."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Decides tasks, samples and curriculum."""
-    save_every: int = Field(50, ge=1)
+    save_every: int = Field(default=50, ge=1)
     """Steps between two saved training states."""
 
     algorithm: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] = "dr_grpo"
     """Loss of a token, advantage and average over tokens, as one paper has them."""
-    group_size: int = Field(8, ge=2)
+    group_size: int = Field(default=8, ge=2)
     """Episodes of one task in one step."""
-    prompts_per_step: int = Field(16, ge=1)
+    prompts_per_step: int = Field(default=16, ge=1)
     """Tasks of one step."""
-    updates_per_rollout: int = Field(1, ge=1)
+    updates_per_rollout: int = Field(default=1, ge=1)
     """Optimizer steps on one rollout; at 1 the policy is the one that sampled and nothing is ever clipped."""
-    clip_low: float | None = Field(None, gt=0, le=1)
+    clip_low: float | None = Field(default=None, gt=0, le=1)
     """The importance ratio is held above 1 - clip_low; None for the paper's value."""
-    clip_high: float | None = Field(None, gt=0)
+    clip_high: float | None = Field(default=None, gt=0)
     """The importance ratio is held below 1 + clip_high; None for the paper's value."""
-    importance_cap: float | None = Field(2.0, ge=1)
+    importance_cap: float | None = Field(default=2.0, ge=1)
     """Largest weight of a token for training over sampling probability (truncated importance sampling); None for 1."""
-    gap_limit: float = Field(0.05, gt=0)
+    gap_limit: float = Field(default=0.05, gt=0)
     """Nats per token by which sampling and training logprobs may differ on average before the run stops."""
-    kl_weight: float = Field(0.0, ge=0)
+    kl_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to the reference, the model at the start; 0 keeps none in memory."""
 
     sampling: SamplingConfig = SamplingConfig()
@@ -98,8 +103,3 @@ class RLConfig(Config):
             f"updates_per_rollout={self.updates_per_rollout} exceeds prompts_per_step={self.prompts_per_step}",
         )
         return self
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)

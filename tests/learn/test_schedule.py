@@ -1,7 +1,7 @@
 """Warm-up, stable, decay."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agartha.core.config import load
@@ -25,6 +25,7 @@ def test_without_warm_up_and_decay_the_scale_is_constant():
     assert {lr_scale(progress, config) for progress in (0.0, 0.5, 1.0, 2.0)} == {1.0}
 
 
+@settings(deadline=None)
 @given(st.floats(0, 2), st.floats(0, 0.5), st.floats(0, 0.5), st.floats(0, 1))
 def test_the_scale_stays_between_zero_and_one(progress, warmup, decay, floor):
     assert 0.0 <= lr_scale(progress, ScheduleConfig(warmup=warmup, decay=decay, floor=floor)) <= 1.0
