@@ -40,10 +40,10 @@ def swiglu_plain(gate_up: Tensor) -> Tensor:
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """x [S, I] in E consecutive segments ending at ends [E], each times its own weight [E, O, I] -> [S, O]."""
     weight = weight.to(x.dtype)
-    if x.dtype == torch.bfloat16:
+    if x.device.type != "cpu" and x.dtype == torch.bfloat16:
         return functional.grouped_mm(x, weight.transpose(1, 2), offs=ends.to(torch.int32))
     segments = x.tensor_split(ends[:-1].cpu())
-    return torch.cat([functional.linear(segment, w) for segment, w in zip(segments, weight)])
+    return torch.cat([functional.linear(segment, w) for segment, w in zip(segments, weight.unbind(0))])
 
 
 def attend_packed(
