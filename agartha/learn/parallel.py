@@ -79,7 +79,7 @@ class Parallel:
         if self.world_size == 1:
             return part.unsqueeze(0)
         whole = part.new_empty(self.world_size, *part.shape)
-        dist.all_gather_into_tensor(whole.flatten(), part.contiguous().flatten())
+        dist.all_gather(list(whole.unbind()), part.contiguous())
         return whole
 
     def all_gather_object(self, thing: Any) -> list[Any]:

@@ -57,7 +57,8 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type == "cpu":
-        return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else torch.float32
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version of torch we support
+        return torch.bfloat16 if capabilities.get("avx512_bf16", False) else torch.float32
     return torch.float32
 
 

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from agartha.core.errors import CapacityError, ConfigError, NumericsError
+from agartha.core.errors import CapacityError, ConfigError, Interrupted, NumericsError
 from agartha.core.files import is_alive, write_atomic
 from agartha.learn.parallel import Parallel, launch
 
@@ -110,6 +111,30 @@ def test_workers_die_with_a_killed_parent(tmp_path):
         parent.wait()
     pids = [int((tmp_path / rank).read_text()) for rank in "01"]
     _until(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def sleep_until_interrupted(parallel: Parallel, folder: str):
+    write_atomic(f"{folder}/{parallel.rank}", "ready")
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        write_atomic(f"{folder}/saved_{parallel.rank}", "saved")
+        raise Interrupted(f"stopped at step 7 on rank {parallel.rank}.") from None
+
+
+def test_ctrl_c_reaches_each_worker_once_and_lets_it_save(tmp_path):
+    parent = os.getpid()
+
+    def press_ctrl_c():
+        _until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
+        os.kill(parent, signal.SIGINT)
+
+    presser = threading.Thread(target=press_ctrl_c)
+    presser.start()
+    with pytest.raises(Interrupted, match="stopped at step 7"):
+        launch(sleep_until_interrupted, 2, str(tmp_path))
+    presser.join()
+    assert (tmp_path / "saved_0").exists() and (tmp_path / "saved_1").exists()
 
 
 def _until(claim, limit_s=30.0):
