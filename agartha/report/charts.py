@@ -14,6 +14,7 @@ from agartha.report.markup import Markup, element, join
 WIDTH, HEIGHT = 420, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26
 _MOST_POINTS = 240
+_TINY = 1e-200
 _SMOOTH_FROM = 40  # fewer points than this are drawn as they are
 
 Points = Sequence[tuple[float, float]]
@@ -39,13 +40,13 @@ def line_chart(title: str, points: Points, x_label: str = "step") -> Markup:
     thinned = thin(finite)
     xs, ys = zip(*thinned)
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
-    x_scale = Scale(min(xs[0], x_ticks[0]), max(xs[-1], x_ticks[-1]), LEFT, WIDTH - RIGHT)
+    x_scale = Scale(xs[0], xs[-1] if xs[-1] > xs[0] else xs[0] + 1, LEFT, WIDTH - RIGHT)
     y_scale = Scale(min(*ys, y_ticks[0]), max(*ys, y_ticks[-1]), HEIGHT - BOTTOM, TOP)
     placed = [(x_scale(x), y_scale(y)) for x, y in thinned]
     smooth = len(thinned) >= _SMOOTH_FROM
     curves = [_path(placed, "faint" if smooth else "line")]
     if smooth:
-        curves.append(_path(running_mean(placed, len(placed) // 12), "line"))
+        curves.append(_path(running_mean(placed, len(placed) // 24), "line"))
     picture = element(
         "svg",
         *_axes(x_scale, x_ticks, y_scale, y_ticks, x_label),
@@ -59,15 +60,16 @@ def line_chart(title: str, points: Points, x_label: str = "step") -> Markup:
     return element("figure", element("figcaption", title, last), picture, class_="chart")
 
 
-def interval_bar(name: str, kind: str, share: float, low: float | None, high: float | None) -> Markup:
-    """A share in [0, 1] as a horizontal bar, with its interval if both ends are known."""
+def interval_bar(name: str, kind: str, share: float, low: float | None, high: float | None, note: str = "") -> Markup:
+    """A share in [0, 1] as a horizontal bar, with its interval if both ends are known, and a note beside its value."""
     bounds = "" if low is None or high is None else f" ({_percent(low)} to {_percent(high)})"
     parts = [element("div", class_="fill", style=f"width:{_clip(share):.2f}%")]
     if low is not None and high is not None:
         left, right = _clip(low), _clip(high)
         parts.append(element("div", class_="interval", style=f"left:{left:.2f}%;width:{right - left:.2f}%"))
     track = element("div", *parts, class_="track", title=f"{name}: {_percent(share)}{bounds}")
-    label = element("div", element("span", name), element("b", _percent(share)), class_="bar-label")
+    value = element("span", element("small", f"{note} ") if note else "", element("b", _percent(share)))
+    label = element("div", element("span", name), value, class_="bar-label")
     return element("div", label, track, class_=f"bar {kind}")
 
 
@@ -77,8 +79,9 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     >>> ticks(0.13, 0.87)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
-    if low == high:
-        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (-1.0, 1.0)
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-9 * size or size < _TINY:  # a constant, up to rounding
+        low, high = (low - size / 2, high + size / 2) if size >= _TINY else (-1.0, 1.0)
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
@@ -96,11 +99,11 @@ def thin(points: Points, most: int = _MOST_POINTS) -> list[tuple[float, float]]:
 
 
 def running_mean(points: Points, reach: int) -> list[tuple[float, float]]:
-    """Each y replaced by the mean of its neighbours up to `reach` away on either side, as many on both."""
+    """Each y replaced by the mean of its neighbours up to `reach` away on either side."""
     smoothed = []
     for index, (x, _) in enumerate(points):
-        near = min(reach, index, len(points) - 1 - index)
-        smoothed.append((x, _mean([y for _, y in points[index - near : index + near + 1]])))
+        near = points[max(0, index - reach) : index + reach + 1]
+        smoothed.append((x, _mean([y for _, y in near])))
     return smoothed
 
 
@@ -110,7 +113,9 @@ def _axes(x_scale: Scale, x_ticks: list[float], y_scale: Scale, y_ticks: list[fl
         y = f"{y_scale(value):.1f}"
         parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
         parts.append(element("text", short(value), x=LEFT - 6, y=y, dy="0.32em", text_anchor="end"))
-    for value in x_ticks[:-1]:
+    for value in x_ticks:
+        if not x_scale.start - 1 <= x_scale(value) <= x_scale.end - 30:  # the label stands at the right end
+            continue
         parts.append(element("text", short(value), x=f"{x_scale(value):.1f}", y=HEIGHT - 8, text_anchor="middle"))
     return [*parts, element("text", x_label, x=WIDTH - RIGHT, y=HEIGHT - 8, text_anchor="end")]
 

@@ -61,7 +61,7 @@ def _mixture(mixture: Any) -> Markup:
 def _facts(facts: dict[str, Any]) -> Markup:
     known = [(name, value) for name, value in facts.items() if value not in (None, "", [], {})]
     rows = [element("tr", element("th", name), element("td", _in_words(value))) for name, value in known]
-    return element("table", *rows) if rows else Markup()
+    return element("table", *rows, class_="facts") if rows else Markup()
 
 
 def _in_words(value: Any) -> str:

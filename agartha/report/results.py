@@ -24,12 +24,13 @@ MAIN_CURVES = (
 
 def headline(report: Report) -> Markup:
     """What came of the run, in a sentence or two."""
-    gains = [_gain(name, held) for name, held in _heldout(report) if held.get("base") and held.get("zero")]
+    scored = [(name, held) for name, held in _heldout(report) if _has_score(held, "base") and _has_score(held, "zero")]
+    gains = [_gain(name, held) for name, held in scored]
     cost = spent(report)
     if not gains:
         return element("p", cost, class_="headline") if cost else Markup()
-    tail = element("p", *gains[1:], class_="note") if gains[1:] else ""
-    return join(element("p", gains[0], f" {cost}" if cost else "", class_="headline"), tail)
+    others = element("p", *gains[1:], class_="spent") if gains[1:] else ""
+    return join(element("p", gains[0], class_="headline"), others, element("p", cost, class_="spent") if cost else "")
 
 
 def before_and_after(report: Report, metrics: Metrics) -> Markup:
@@ -72,11 +73,15 @@ def _heldout(report: Report) -> list[tuple[str, Report]]:
     return list((report.get("heldout") or {}).items())
 
 
+def _has_score(held: Report, name: str) -> bool:
+    return (held.get(name) or {}).get("accuracy") is not None
+
+
 def _gain(name: str, held: Report) -> Markup:
-    parts: list[object] = [f"On {_set_name(name)}: "]
-    for score, link in ((held["base"], " before, "), (held["zero"], " after. ")):
-        parts += [element("b", words.percent(score["accuracy"])), _interval_text(score), link]
-    return join(*parts)
+    before, after = held["base"], held["zero"]
+    shares = [element("b", words.percent(score["accuracy"])) for score in (before, after)]
+    told = [shares[0], _interval_text(before), " before, ", shares[1], _interval_text(after), " after. "]
+    return join(f"Held-out {_set_name(name)}: ", *told)
 
 
 def _interval_text(score: Report) -> Markup:
@@ -90,24 +95,22 @@ def _interval_text(score: Report) -> Markup:
 def _heldout_card(name: str, held: Report) -> Markup:
     scores = [("before (base)", "base", held.get("base")), ("after (zero)", "trained", held.get("zero"))]
     scores += [(control, "control", score) for control, score in (held.get("controls") or {}).items()]
-    known = [(label, kind, score) for label, kind, score in scores if score and score.get("accuracy") is not None]
     bars = [
-        interval_bar(label, kind, score["accuracy"], score.get("low"), score.get("high"))
-        for label, kind, score in known
+        interval_bar(label, kind, score["accuracy"], score.get("low"), score.get("high"), _beside(score))
+        for label, kind, score in scores
+        if score and score.get("accuracy") is not None
     ]
     count = f" · {held['n']:,} problems" if isinstance(held.get("n"), int) else ""
-    details = [text for label, _, score in known if (text := _score_details(label, score))]
-    notes = [element("p", "; ".join(details), class_="note")] if details else []
-    return element("div", element("h3", f"{_set_name(name)}{count}"), *bars, *notes, class_="card")
+    return element("div", element("h3", f"{_set_name(name)}{count}"), *bars, class_="card")
 
 
-def _score_details(label: str, score: Report) -> str:
+def _beside(score: Report) -> str:
     parts = []
-    if score.get("tokens") is not None:
-        parts.append(f"{score['tokens']:.0f} tokens an answer")
     if score.get("greedy") is not None:
-        parts.append(f"{words.percent(score['greedy'])} greedy")
-    return f"{label}: {', '.join(parts)}" if parts else ""
+        parts.append(f"greedy {words.percent(score['greedy'])}")
+    if score.get("tokens") is not None:
+        parts.append(f"{score['tokens']:.0f} tokens")
+    return " · ".join(parts)
 
 
 def _set_name(name: str) -> str:

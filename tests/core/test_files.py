@@ -97,7 +97,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_never_visible(tmp_
     (leftover,) = names(tmp_path)
     assert leftover.startswith(".model.")
     writer.kill()
-    writer.wait()
+    writer.communicate()
     with folder_atomic(tmp_path / "model") as folder:
         (folder / "whole").touch()
     assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["whole"]

@@ -89,7 +89,7 @@ def test_the_file_is_valid_after_a_kill(tmp_path: Path) -> None:
     assert writer.stdout is not None
     seen = max(int(writer.stdout.readline()) for _ in range(50))
     writer.kill()
-    writer.wait()
+    writer.communicate()
     Metrics(tmp_path).close()
     steps = [line["step"] for line in strict_lines(tmp_path / "metrics.jsonl")]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= seen

@@ -159,7 +159,7 @@ def test_a_killed_run_leaves_what_it_had_spent_and_is_listed_as_aborted(tmp_path
             pass
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert read_record(tmp_path / "run").status == "running"
     (listed,) = list_runs(tmp_path)
     assert listed.status == "aborted" and listed.ended == listed.updated and listed.folder == tmp_path / "run"
@@ -196,7 +196,7 @@ def test_a_resumed_run_continues_its_record(tmp_path: Path) -> None:
 def test_resuming_a_killed_run_counts_what_the_killed_attempt_spent(tmp_path: Path) -> None:
     process = recorder(tmp_path, "stage = run.stage('rl'); stage.__enter__().add(tokens=9); run.flush()")
     process.kill()
-    process.wait()
+    process.communicate()
     with (
         pytest.raises(BudgetReached),
         record(tmp_path, "trial", "t", {}, budget=BudgetConfig(minutes=1e-9)) as run,
@@ -249,7 +249,7 @@ def test_a_run_of_another_machine_is_aborted_once_it_was_silent_for_an_hour(
 ) -> None:
     process = recorder(tmp_path, "pass")
     process.kill()
-    process.wait()
+    process.communicate()
     path = tmp_path / "ledger.json"
     entry = json.loads(path.read_text())
     entry["attempts"][0]["process"]["pid_space"] = "another machine"
