@@ -1,11 +1,12 @@
 """A procedural corpus of mixed quality about countdown: people who guess, people who search, people who give up.
 
 Nothing here is a demonstration for RL: a document's author may be wrong, sloppy, or stop half-way, and most just guess.
-A search tries first steps in a fixed cyclic order from a random start. After a step it writes what is left; with two numbers
-left it either sees the last step or says `no`:
+A search sets one number aside and asks which values would reach the target with it (`8 ? + 20 - 36`: 20 + 8 or 36 - 8
+is 28); then it tries the four operators on the other two until one of those values turns up. Next it rotates the numbers:
 
-    3 12 8 -> 28 : <think> 3 + 12 15 8 no 12 * 3 36 8 36 - 8 28 yes </think> <answer> 12 * 3 = 36 , 36 - 8 = 28 </answer>
+    3 12 8 -> 28 : <think> | 3 12 8 ? + 20 - 36 : + 15 - 9 * 36 yes </think> <answer> 3 * 12 = 36 , 36 - 8 = 28 </answer>
 
+With four numbers it first takes some step at random (`; 8 12 7 17 + 20`) and searches what that leaves, then takes another.
 Held-out number multisets never occur: not as a problem, and not as what is left inside a larger one.
 """
 
@@ -17,7 +18,7 @@ from functools import lru_cache
 from agartha.worlds.heldout import is_held_out
 
 HIGHEST_GIVEN, HIGHEST_VALUE = 20, 99
-WORDS = [*map(str, range(HIGHEST_VALUE + 1)), *"+-*/=,:", "->", "<think>", "</think>", "<answer>", "</answer>", "no", "yes"]
+WORDS = [*map(str, range(HIGHEST_VALUE + 1)), *"+-*/=,:", "->", "<think>", "</think>", "<answer>", "</answer>", "no", "yes", "|", ";", "?"]
 
 Move = tuple[int, str, int, int, tuple[int, ...]]  # a, operator, b, result, what is left (the result first)
 
@@ -30,10 +31,11 @@ class Quality:
     searchers: float = 0.4
     lucky: float = 0.03  # guesses that are right on purpose
     slips: float = 0.005  # steps with a wrong result
-    oversights: float = 0.01  # last steps not seen
+    oversights: float = 0.01  # hits not seen
     quitters: float = 0.6  # searchers who stop after a while with a guess
     unfinished: float = 0.05  # searchers who stop without an answer
-    longest: int = 40  # steps after which anybody stops
+    quits_within: int = 16  # steps a quitter tries, at most
+    longest: int = 45  # steps after which anybody stops
 
 
 def apply(a: int, operator: str, b: int) -> int | None:
@@ -44,24 +46,46 @@ def apply(a: int, operator: str, b: int) -> int | None:
     return result if 0 <= result <= HIGHEST_VALUE else None
 
 
+def pairs_first(numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The numbers with each pair in turn moved to the front."""
+    places = range(len(numbers))
+    return [
+        (numbers[i], numbers[j], *(numbers[k] for k in places if k not in (i, j)))
+        for i in places
+        for j in places[i + 1 :]
+    ]
+
+
+@lru_cache(maxsize=200_000)
+def steps_of(order: tuple[int, ...]) -> list[Move]:
+    """What the four operators make of the first two; the larger leads where order matters."""
+    a, b, *rest = order
+    high, low = max(a, b), min(a, b)
+    tried = [(x, operator, y, apply(x, operator, y)) for operator, x, y in (("+", a, b), ("-", high, low), ("*", a, b), ("/", high, low))]
+    return [(x, operator, y, result, (result, *rest)) for x, operator, y, result in tried if result is not None]
+
+
 @lru_cache(maxsize=200_000)
 def moves(numbers: tuple[int, ...]) -> list[Move]:
-    """All first steps, in the order of pairs and operators; the larger number leads where order matters."""
-    found: dict[tuple[int, str, int], Move] = {}
-    for i, a in enumerate(numbers):
-        for j in range(i + 1, len(numbers)):
-            b, rest = numbers[j], numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
-            high, low = max(a, b), min(a, b)
-            for operator, x, y in (("+", a, b), ("-", high, low), ("*", a, b), ("/", high, low)):
-                result = apply(x, operator, y)
-                if result is not None:
-                    found.setdefault((x, operator, y), (x, operator, y, result, (result, *rest)))
-    return list(found.values())
+    """All first steps."""
+    return [step for order in pairs_first(numbers) for step in steps_of(order)]
 
 
-def last_step(numbers: tuple[int, ...], target: int) -> Move | None:
-    """The step from two numbers to the target, if there is one."""
-    return next((m for m in moves(numbers) if m[3] == target), None)
+@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=20_000)
+def wants(number: int, target: int) -> list[tuple[int, Move]]:
+    """Values that reach the target together with `number`, each with the step that does; the larger operand leads."""
+    partners = [("+", target - number), ("-", target + number), ("-", number - target), ("*", target / number if number else -1)]
+    partners += [("/", target * number), ("/", number / target)]
+    found = []
+    for operator, partner in partners:
+        if partner != int(partner) or not 0 <= partner <= HIGHEST_VALUE:
+            continue
+        value = int(partner)
+        x, y = (value, number) if operator in "+*" else (max(value, number), min(value, number))
+        if apply(x, operator, y) == target:
+            found.append((value, (x, operator, y, target, (target,))))
+    return found
 
 
 def problem(rng: random.Random, size: int) -> tuple[tuple[int, ...], int]:
@@ -77,6 +101,19 @@ def problem(rng: random.Random, size: int) -> tuple[tuple[int, ...], int]:
             left.append(result)
         if len(left) == 1 and left[0] > 0 and left[0] not in numbers:
             return numbers, left[0]
+
+
+def pair(rng: random.Random) -> tuple[tuple[int, ...], int]:
+    """Two numbers as they stand at the end of a search, any value up to 99; every third target cannot be reached."""
+    while True:
+        numbers = rng.randint(0, HIGHEST_VALUE), rng.randint(1, rng.choice((HIGHEST_GIVEN, HIGHEST_GIVEN, HIGHEST_VALUE)))
+        if rng.random() < 1 / 3:
+            return numbers, rng.randint(1, HIGHEST_VALUE)
+        operator = rng.choice("+-*/")
+        ordered = numbers if operator in "+*" else (max(numbers), min(numbers))
+        target = apply(ordered[0], operator, ordered[1])
+        if target is not None and target > 0:
+            return numbers, target
 
 
 def key(numbers: tuple[int, ...]) -> str:
@@ -101,7 +138,7 @@ class Author:
         """(prompt, text)."""
         rng, quality = self.rng, self.quality
         size = rng.choices((2, 3, 4), quality.sizes)[0]
-        numbers, target = problem(rng, size)
+        numbers, target = problem(rng, size) if size > 2 else pair(rng)
         while touches_held_out(numbers):
             numbers, target = problem(rng, size)
         prompt = f"{' '.join(map(str, numbers))} -> {target} :"
@@ -127,35 +164,56 @@ class Author:
 
     def search(self, numbers: tuple[int, ...], target: int) -> str:
         rng, quality = self.rng, self.quality
-        patience = rng.randint(1, 16) if rng.random() < quality.quitters else quality.longest
-        thought: list[str] = []
-        chain = self.explore(numbers, target, thought, [patience])
-        text = " ".join(["<think>", *thought])
+        self.patience = rng.randint(1, quality.quits_within) if rng.random() < quality.quitters else quality.longest
+        self.thought: list[str] = ["<think>"]
+        explore = {2: self.explore_two, 3: self.explore_three, 4: self.explore_four}[len(numbers)]
+        chain = explore(numbers, target)
         if chain is None and rng.random() < quality.unfinished:
-            return text
-        return f"{text} </think> {self.answer(chain or self.random_chain(numbers))}"
+            return " ".join(self.thought)
+        return f"{' '.join(self.thought)} </think> {self.answer(chain or self.random_chain(numbers))}"
 
-    def explore(self, numbers: tuple[int, ...], target: int, thought: list[str], patience: list[int]) -> list[Move] | None:
-        """Depth-first over first steps; returns the chain that was believed to reach the target."""
-        if len(numbers) == 2:
-            step = last_step(numbers, target)
-            if step is None or self.rng.random() < self.quality.oversights:
-                thought.append("no")
-                return None
-            thought.append(f"{step[0]} {step[1]} {step[2]} {target} yes")
-            return [step]
-        options = moves(numbers)
-        start = self.rng.randrange(len(options))
-        for step in options[start:] + options[:start]:
-            if patience[0] <= 0:
-                return None
+    def explore_two(self, numbers: tuple[int, ...], target: int) -> list[Move] | None:
+        wanted = self.want(numbers, target)
+        self.write(numbers[0], "yes" if numbers[0] in wanted else "no")
+        return [wanted[numbers[0]]] if numbers[0] in wanted else None
+
+    def explore_three(self, numbers: tuple[int, ...], target: int, first: int | None = None) -> list[Move] | None:
+        """Each of the three numbers is set aside once, in a cyclic order from the first-th on."""
+        first = self.rng.randrange(3) if first is None else first
+        for turn in range(first, first + 3):
+            order = numbers[turn % 3 :] + numbers[: turn % 3]
+            wanted = self.want(order, target)
+            for step in steps_of(order):
+                if self.patience <= 0:
+                    return None
+                self.patience -= 1
+                step = self.slip(step)
+                self.write(step[1], step[3])
+                if step[3] in wanted and self.rng.random() >= self.quality.oversights:
+                    self.write("yes")
+                    return [step, wanted[step[3]]]
+        return None
+
+    def explore_four(self, numbers: tuple[int, ...], target: int) -> list[Move] | None:
+        options = [(order, step) for order in pairs_first(numbers) for step in steps_of(order)]
+        for order, step in self.rng.sample(options, len(options)):
             step = self.slip(step)
-            thought.append(f"{step[0]} {step[1]} {step[2]} {' '.join(map(str, step[4]))}")
-            patience[0] -= len(numbers) == 3
-            chain = self.explore(step[4], target, thought, patience)
+            self.write(";", *order, step[1], step[3])
+            chain = self.explore_three(step[4], target, 0)
             if chain is not None:
                 return [step, *chain]
+            if self.patience <= 0:
+                return None
         return None
+
+    def want(self, order: tuple[int, ...], target: int) -> dict[int, Move]:
+        """Write which values would do with the last number; what the last step would be for each of them."""
+        wanted = wants(order[-1], target)
+        self.write("|", *order, "?", *(word for value, step in wanted for word in (step[1], value)), ":")
+        return {value: step for value, step in reversed(wanted)}  # the first way to want a value is the one remembered
+
+    def write(self, *words: object) -> None:
+        self.thought.extend(map(str, words))
 
     def slip(self, step: Move) -> Move:
         if self.rng.random() >= self.quality.slips:

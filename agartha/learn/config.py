@@ -83,3 +83,9 @@ class LearnerConfig(Config):
     """Recompute each layer in the backward pass: less memory, about a third more time."""
     microbatch_rows: int | None = Field(default=None, ge=1)
     """Rows of one forward and backward pass; None takes the whole batch at once."""
+    mtp_weight: float = Field(default=0.3, ge=0)
+    """Weight of the multi-token prediction loss (DeepSeek-V3, arXiv:2412.19437 §4.2)."""
+    balance_bias_speed: float = Field(default=1e-3, ge=0)
+    """Step of the experts' selection bias after each optimizer step (gamma there)."""
+    balance_loss_weight: float = Field(default=1e-4, ge=0)
+    """Weight of the sequence-wise balance loss (alpha there)."""
