@@ -1,0 +1,123 @@
+"""Text to token ids and back, over the `tokenizers` library, in a form that transformers opens with the same ids."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from agartha.core.errors import DataError
+from agartha.core.hashing import digest
+
+EOS, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
+FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+
+
+class Tokenizer:
+    """A trained tokenizer with an end and a padding token."""
+
+    def __init__(self, backend: Backend, eos: str = EOS, pad: str = PAD):
+        self.backend, self.eos, self.pad = backend, eos, pad
+        self.eos_id, self.pad_id = self._id(eos), self._id(pad)
+        self._is_words = isinstance(backend.model, models.WordLevel)
+        self._unknown_id = backend.token_to_id(UNKNOWN) if self._is_words else None
+
+    @staticmethod
+    def from_words(words: Sequence[str]) -> "Tokenizer":
+        """One token a word, text split at white space. Raises: DataError for a repeated word or one with white space."""
+        if len(set(words)) != len(words) or any(word != "".join(word.split()) or not word for word in words):
+            raise DataError("words of a tokenizer must be different and free of white space.")
+        vocabulary = {word: i for i, word in enumerate([*words, EOS, PAD, UNKNOWN])}
+        backend = Backend(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+        backend.add_special_tokens([EOS, PAD, UNKNOWN])
+        return Tokenizer(backend)
+
+    @staticmethod
+    def train(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Byte-level BPE: any text goes in and comes back unchanged. Raises: DataError if vocab_size is below 259."""
+        if vocab_size < 259:
+            raise DataError(f"vocab_size={vocab_size} must be at least 259.", hint="256 bytes and three special tokens.")
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+        backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=[EOS, PAD, UNKNOWN], initial_alphabet=alphabet, show_progress=False
+        )
+        backend.train_from_iterator(texts, trainer)
+        return Tokenizer(backend)
+
+    @staticmethod
+    def load(folder: Path) -> "Tokenizer":
+        """From a model folder. Raises: DataError if there is none or it names no end token."""
+        try:
+            backend = Backend.from_file(str(folder / FILE))
+            settings = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).exists() else {}
+        except Exception as error:  # the library raises bare Exceptions
+            raise DataError(f"{folder} holds no readable {FILE}: {error}", hint="name a model folder.") from error
+        eos, pad = (_content(settings.get(key)) for key in ("eos_token", "pad_token"))
+        eos = eos or EOS
+        return Tokenizer(backend, eos, pad or eos)
+
+    def save(self, folder: Path) -> None:
+        """Write both files into `folder`."""
+        self.backend.save(str(folder / FILE))
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos, "pad_token": self.pad,
+            "clean_up_tokenization_spaces": False, "model_max_length": 1_000_000_000,
+        }  # fmt: skip
+        if self.backend.token_to_id(UNKNOWN) is not None:
+            settings["unk_token"] = UNKNOWN
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Raises: DataError naming a word this tokenizer does not know (word-level only)."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        if self._unknown_id is not None and self._unknown_id in encoding.ids:
+            word = text[slice(*encoding.offsets[encoding.ids.index(self._unknown_id)])]
+            raise DataError(f"the word {word!r} is not among the {self.vocab_size} words of this tokenizer.",
+                            hint="use only words the model was trained on, or another tokenizer.")  # fmt: skip
+        return encoding.ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode`, many at once."""
+        found = [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        if self._unknown_id is not None:
+            for text, ids in zip(texts, found):
+                if self._unknown_id in ids:
+                    self.encode(text)
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Words are joined by one space; special tokens are kept."""
+        if self._is_words:
+            return " ".join(self.backend.id_to_token(i) or UNKNOWN for i in ids)
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+    def check_model(self, vocab_size: int) -> None:
+        """Raises: DataError if a model of `vocab_size` rows cannot take every id."""
+        if self.vocab_size > vocab_size:
+            raise DataError(
+                f"this tokenizer has {self.vocab_size} tokens, the model only {vocab_size}: they do not belong together.",
+                hint="load the tokenizer that is saved beside the model.",
+            )
+
+    def digest(self) -> str:
+        return digest(self.backend.to_str().encode() + tokenizers.__version__.split(".")[0].encode())
+
+    def _id(self, token: str) -> int:
+        found = self.backend.token_to_id(token)
+        if found is None:
+            raise DataError(f"the tokenizer has no token {token!r}.", hint="its tokenizer_config.json names it.")
+        return found
+
+
+def _content(token: str | dict | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
