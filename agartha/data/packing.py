@@ -37,7 +37,9 @@ def arrange(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     for document in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = lengths[document]
         if not 0 < length <= row_length:
-            raise DataError(f"a document of {length} tokens does not fit a row of {row_length}.", hint="split it first.")
+            raise DataError(
+                f"a document of {length} tokens does not fit a row of {row_length}.", hint="split it first."
+            )
         space = next((s for s in range(length, row_length) if by_space[s]), None)
         if space is None:
             rows.append([document])

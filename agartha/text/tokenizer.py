@@ -39,7 +39,9 @@ class Tokenizer:
     def train(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
         """Byte-level BPE: any text goes in and comes back unchanged. Raises: DataError if vocab_size is below 259."""
         if vocab_size < 259:
-            raise DataError(f"vocab_size={vocab_size} must be at least 259.", hint="256 bytes and three special tokens.")
+            raise DataError(
+                f"vocab_size={vocab_size} must be at least 259.", hint="256 bytes and three special tokens."
+            )
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
         backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
