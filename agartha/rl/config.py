@@ -47,7 +47,7 @@ class CurriculumConfig(Config):
 class RLConfig(Config):
     """One run: episodes, advantages, loss, optimizer step, and back."""
 
-    model: str
+    model: str = ""
     """Folder of the policy to start from; also the reference, if there is one."""
     world: str = "countdown"
     """Name of the world that gives tasks and judges answers."""
@@ -77,6 +77,11 @@ class RLConfig(Config):
     kl_weight: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to the reference, the model at the start; 0 keeps none in memory."""
 
+    workers: int = Field(default=1, ge=1)
+    """Processes on this machine, of one thread each on a CPU; each draws its share of the tasks."""
+    max_rows: int = Field(default=128, ge=1)
+    """Completions a worker samples at the same time."""
+
     sampling: SamplingConfig = SamplingConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
     learner: LearnerConfig = LearnerConfig(
@@ -101,5 +106,9 @@ class RLConfig(Config):
         _require(
             self.prompts_per_step >= self.updates_per_rollout,
             f"updates_per_rollout={self.updates_per_rollout} exceeds prompts_per_step={self.prompts_per_step}",
+        )
+        _require(
+            self.prompts_per_step % self.workers == 0,
+            f"prompts_per_step={self.prompts_per_step} cannot be shared by workers={self.workers}",
         )
         return self
