@@ -3,6 +3,7 @@
 A document longer than a row is cut into consecutive pieces; nothing else is cut.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ class Document:
 
     token_ids: Sequence[int] | np.ndarray
     values: Mapping[str, np.ndarray | float] = field(default_factory=dict)
-    """Per-token fields of `Batch` by name, such as cross_entropy_weight or advantages; a number stands for all tokens."""
+    """Per-token fields of `Batch` by name, such as advantages; a number stands for all tokens."""
     prompt_length: int = 0
     """The first so many tokens are given, not learnt: their values are 0."""
 
@@ -27,27 +28,31 @@ class Document:
         return len(self.token_ids)
 
 
-def arrange(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Rows of document numbers, best-fit decreasing: long documents first, each into the fullest row that still takes it.
+def arrange(lengths: Sequence[int], row_length: int, max_rows: int | None = None) -> list[list[int]]:
+    """Rows of document numbers, best-fit decreasing: long documents first, each into the fullest row that takes it.
 
-    Deterministic. Raises: DataError for a document of no tokens or longer than a row.
+    With `max_rows`, documents that find no place in so many rows are left out. Deterministic.
+    Raises: DataError for a document of no tokens or longer than a row.
     """
     rows: list[list[int]] = []
-    by_space: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by what space they have left
+    spaces: list[tuple[int, int]] = []  # (tokens free, row), ascending
     for document in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = lengths[document]
         if not 0 < length <= row_length:
             raise DataError(
                 f"a document of {length} tokens does not fit a row of {row_length}.", hint="split it first."
             )
-        space = next((s for s in range(length, row_length) if by_space[s]), None)
-        if space is None:
-            rows.append([document])
-            by_space[row_length - length].append(len(rows) - 1)
-        else:
-            row = by_space[space].pop()
+        at = bisect_left(spaces, (length, 0))
+        if at < len(spaces):
+            space, row = spaces.pop(at)
             rows[row].append(document)
-            by_space[space - length].append(row)
+        elif max_rows is None or len(rows) < max_rows:
+            space, row = row_length, len(rows)
+            rows.append([document])
+        else:
+            continue
+        if space > length:
+            insort(spaces, (space - length, row))
     return rows
 
 
@@ -64,30 +69,49 @@ def pack(documents: Sequence[Document], row_length: int, pad_id: int = 0, rows: 
 
 
 def lay_out(pieces: Sequence[Document], layout: list[list[int]], row_length: int, pad_id: int, rows: int) -> Batch:
-    """Write documents into their places."""
-    shape = (rows, row_length)
-    ids, start = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int32)
-    targets = np.full(shape, IGNORE, np.int64)
-    positions = np.tile(np.arange(row_length), (rows, 1))
-    names = sorted({name for piece in pieces for name in piece.values})
-    values = {name: np.zeros(shape, np.float32) for name in names}
-    for row in range(rows):
-        at = 0
-        for number in layout[row] if row < len(layout) else ():
-            piece = pieces[number]
-            end = at + len(piece)
-            ids[row, at:end] = piece.token_ids
-            targets[row, at : end - 1] = ids[row, at + 1 : end]
-            start[row, at:end] = at
-            positions[row, at:end] -= at
-            first = max(1, piece.prompt_length)  # nothing predicts a document's first token
-            for name, value in piece.values.items():
-                values[name][row, at + first - 1 : end - 1] = value if np.isscalar(value) else np.asarray(value)[first:]
-            at = end
-        start[row, at:] = at
-        positions[row, at:] -= at
+    """Write documents into their places, all at once: a Python loop over tokens or documents would cost more."""
+    placed = [pieces[number] for row in layout for number in row]
+    lengths = np.array([len(piece) for piece in placed], np.int64)
+    filled, first = np.zeros(rows, np.int64), []
+    for row, numbers in enumerate(layout):
+        for number in numbers:
+            first.append(filled[row])
+            filled[row] += len(pieces[number])
+    columns = np.arange(row_length)
+    is_token = columns < filled[:, None]  # [B, T]; rows are filled from the left, so a mask writes in order
+    start = np.broadcast_to(filled[:, None], is_token.shape).astype(np.int32)
+    start[is_token] = np.repeat(np.array(first, np.int32), lengths)
+    ids = np.full(is_token.shape, pad_id, np.int64)
+    if placed:
+        ids[is_token] = np.concatenate([np.asarray(piece.token_ids, np.int64) for piece in placed])
+    targets = np.full(is_token.shape, IGNORE, np.int64)
+    goes_on = is_token[:, 1:] & (start[:, 1:] == start[:, :-1])
+    targets[:, :-1][goes_on] = ids[:, 1:][goes_on]
+    positions = columns - start.astype(np.int64)
+    values = _values(placed, lengths, is_token, positions)
     tensors = {name: torch.from_numpy(value) for name, value in values.items()}
     return Batch(*(torch.from_numpy(x) for x in (ids, positions, start, targets)), **tensors)
+
+
+def _values(
+    placed: Sequence[Document], lengths: np.ndarray, is_token: np.ndarray, positions: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Per-token fields [B, T], each value moved one place left: to the position that predicts its token."""
+    # nothing predicts a document's first token
+    unlearnt = np.repeat(np.array([max(1, piece.prompt_length) for piece in placed], np.int64), lengths)
+    is_learnt = positions[is_token] >= unlearnt
+    fields = {}
+    for name in sorted({name for piece in placed for name in piece.values}):
+        given = [piece.values.get(name, 0.0) for piece in placed]
+        if all(isinstance(value, float | int) for value in given):
+            of_tokens = np.repeat(np.array(given, np.float32), lengths)
+        else:
+            of_tokens = np.concatenate([np.broadcast_to(np.float32(v), len(p)) for v, p in zip(given, placed)])
+        of_places = np.zeros(is_token.shape, np.float32)
+        of_places[is_token] = of_tokens * is_learnt
+        fields[name] = np.zeros_like(of_places)
+        fields[name][:, :-1] = of_places[:, 1:]
+    return fields
 
 
 def split(document: Document, row_length: int) -> list[Document]:

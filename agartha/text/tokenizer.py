@@ -26,7 +26,7 @@ class Tokenizer:
 
     @staticmethod
     def from_words(words: Sequence[str]) -> "Tokenizer":
-        """One token a word, text split at white space. Raises: DataError for a repeated word or one with white space."""
+        """One token a word, text split at white space. Raises: DataError for a word repeated or with white space."""
         if len(set(words)) != len(words) or any(word != "".join(word.split()) or not word for word in words):
             raise DataError("words of a tokenizer must be different and free of white space.")
         vocabulary = {word: i for i, word in enumerate([*words, EOS, PAD, UNKNOWN])}
@@ -107,7 +107,7 @@ class Tokenizer:
         """Raises: DataError if a model of `vocab_size` rows cannot take every id."""
         if self.vocab_size > vocab_size:
             raise DataError(
-                f"this tokenizer has {self.vocab_size} tokens, the model only {vocab_size}: they do not belong together.",
+                f"this tokenizer has {self.vocab_size} tokens, the model only {vocab_size}: they are no pair.",
                 hint="load the tokenizer that is saved beside the model.",
             )
 
