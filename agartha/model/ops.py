@@ -4,6 +4,8 @@ Plain and compiled forms agree (tests/model/test_kernels.py); `kernels.available
 Shapes: B rows, T tokens, L kept positions, N heads, G key heads, P nope width, R rope width, V value width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -42,8 +44,29 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     weight = weight.to(x.dtype)
     if x.device.type != "cpu" and x.dtype == torch.bfloat16:
         return functional.grouped_mm(x, weight.transpose(1, 2), offs=ends.to(torch.int32))
-    segments = x.tensor_split(ends[:-1].cpu())
-    return torch.cat([functional.linear(segment, w) for segment, w in zip(segments, weight.unbind(0))])
+    return _GroupedLinear.apply(x, weight, ends.tolist())  # type: ignore[return-value]
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """Segment by segment into one output, forward and backward: slicing under autograd would fill and add whole copies."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: list[int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.ends = ends
+        out = x.new_empty(len(x), weight.shape[1])
+        for expert, (first, last) in enumerate(zip([0, *ends], ends)):
+            torch.mm(x[first:last], weight[expert].t(), out=out[first:last])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (x, weight), (grad,) = ctx.saved_tensors, grads
+        grad, d_x, d_weight = grad.contiguous(), torch.empty_like(x), torch.empty_like(weight)
+        for expert, (first, last) in enumerate(zip([0, *ctx.ends], ctx.ends)):
+            torch.mm(grad[first:last], weight[expert], out=d_x[first:last])
+            torch.mm(grad[first:last].t(), x[first:last], out=d_weight[expert])
+        return d_x, d_weight, None
 
 
 def attend_packed(

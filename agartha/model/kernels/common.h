@@ -36,6 +36,20 @@ INLINE void store(void *to, const float *restrict from, int64_t n, int type) {
   else for (int64_t i = 0; i < n; i++) ((bf16 *)to)[i] = to_bf16(from[i]);
 }
 
+typedef uint32_t uvec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
+
+INLINE vec load16(const void *base, int64_t i, int type) { /* 16 numbers from element i on */
+  if (type == FLOAT32) return *(const vec *)((const float *)base + i);
+  return (vec)(__builtin_convertvector(*(const halves *)((const bf16 *)base + i), uvec) << 16);
+}
+
+INLINE void store16(void *base, int64_t i, vec x, int type) {
+  if (type == FLOAT32) { *(vec *)((float *)base + i) = x; return; }
+  uvec u = (uvec)x;
+  *(halves *)((bf16 *)base + i) = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, halves);
+}
+
 INLINE const void *at(const void *base, int64_t index, int type) {
   return (const char *)base + index * (type == FLOAT32 ? 4 : 2);
 }

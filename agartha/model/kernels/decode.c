@@ -179,13 +179,6 @@ static void swiglu(float *x, int64_t S, int64_t width) { /* [S, 2 width] -> the 
 
 /* ---- attention --------------------------------------------------------------------------------------------------- */
 
-INLINE vec load16(const void *base, int64_t i, int type) {
-  if (type == FLOAT32) return *(const vec *)((const float *)base + i);
-  typedef uint16_t half __attribute__((vector_size(32), aligned(2), may_alias));
-  half h = *(const half *)((const bf16 *)base + i);
-  return (vec)(__builtin_convertvector(h, ivec) << 16);
-}
-
 INLINE void put(void *base, int64_t i, float x, int type) {
   if (type == FLOAT32) ((float *)base)[i] = x;
   else ((bf16 *)base)[i] = to_bf16(x);

@@ -240,35 +240,38 @@ void rms_norm_backward(const void *x, const float *w, const float *rstd, const v
   }
 }
 
+INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exp_vec(-x)); }
+
+INLINE vec load_some(const void *base, int64_t i, int64_t n, int type) { /* the first n of 16, zeros behind */
+  if (n >= 16) return load16(base, i, type);
+  float part[16] = {0};
+  load(part, at(base, i, type), n, type);
+  return *(vec *)part;
+}
+
+INLINE void store_some(void *base, int64_t i, vec x, int64_t n, int type) {
+  if (n >= 16) store16(base, i, x, type);
+  else store((void *)at(base, i, type), (float *)&x, n, type);
+}
+
 void swiglu_forward(const void *x, void *y, int64_t rows, int64_t width, int type) {
 #pragma omp parallel for
-  for (int64_t i = 0; i < rows; i++) {
-    for (int64_t d = 0; d < width; d += 16) {
-      float g[16] = {0}, u[16] = {0};
-      int64_t n = width - d < 16 ? width - d : 16;
-      load(g, at(x, i * 2 * width + d, type), n, type);
-      load(u, at(x, i * 2 * width + width + d, type), n, type);
-      vec gate = *(vec *)g;
-      *(vec *)g = gate / (1.0f + exp_vec(-gate)) * *(vec *)u;
-      store((void *)at(y, i * width + d, type), g, n, type);
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t d = 0, at_gate = i * 2 * width; d < width; d += 16) {
+      int64_t n = width - d;
+      vec gate = load_some(x, at_gate + d, n, type), up = load_some(x, at_gate + width + d, n, type);
+      store_some(y, i * width + d, gate * sigmoid(gate) * up, n, type);
     }
-  }
 }
 
 void swiglu_backward(const void *x, const void *dy, void *dx, int64_t rows, int64_t width, int type) {
 #pragma omp parallel for
-  for (int64_t i = 0; i < rows; i++) {
-    for (int64_t d = 0; d < width; d += 16) {
-      float g[16] = {0}, u[16] = {0}, o[16] = {0};
-      int64_t n = width - d < 16 ? width - d : 16;
-      load(g, at(x, i * 2 * width + d, type), n, type);
-      load(u, at(x, i * 2 * width + width + d, type), n, type);
-      load(o, at(dy, i * width + d, type), n, type);
-      vec gate = *(vec *)g, up = *(vec *)u, out = *(vec *)o, s = 1.0f / (1.0f + exp_vec(-gate));
-      *(vec *)u = out * gate * s;
-      *(vec *)g = out * up * s * (1.0f + gate * (1.0f - s));
-      store((void *)at(dx, i * 2 * width + d, type), g, n, type);
-      store((void *)at(dx, i * 2 * width + width + d, type), u, n, type);
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t d = 0, at_gate = i * 2 * width; d < width; d += 16) {
+      int64_t n = width - d;
+      vec gate = load_some(x, at_gate + d, n, type), up = load_some(x, at_gate + width + d, n, type);
+      vec out = load_some(dy, i * width + d, n, type), s = sigmoid(gate);
+      store_some(dx, at_gate + d, out * up * s * (1.0f + gate * (1.0f - s)), n, type);
+      store_some(dx, at_gate + width + d, out * gate * s, n, type);
     }
-  }
 }
