@@ -28,11 +28,10 @@ class Document:
         return len(self.token_ids)
 
 
-def arrange(lengths: Sequence[int], row_length: int, max_rows: int | None = None) -> list[list[int]]:
+def arrange(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     """Rows of document numbers, best-fit decreasing: long documents first, each into the fullest row that takes it.
 
-    With `max_rows`, documents that find no place in so many rows are left out. Deterministic.
-    Raises: DataError for a document of no tokens or longer than a row.
+    Deterministic. Raises: DataError for a document of no tokens or longer than a row.
     """
     rows: list[list[int]] = []
     spaces: list[tuple[int, int]] = []  # (tokens free, row), ascending
@@ -46,14 +45,45 @@ def arrange(lengths: Sequence[int], row_length: int, max_rows: int | None = None
         if at < len(spaces):
             space, row = spaces.pop(at)
             rows[row].append(document)
-        elif max_rows is None or len(rows) < max_rows:
+        else:
             space, row = row_length, len(rows)
             rows.append([document])
-        else:
-            continue
         if space > length:
             insort(spaces, (space - length, row))
     return rows
+
+
+def fill(lengths: Sequence[int], row_length: int, rows: int) -> list[list[int]]:
+    """At most `rows` rows of document numbers, as full as the documents allow; the others find no place.
+
+    Every row begins with the document that comes first among those left, so none waits for ever; what completes the
+    row is an exact subset sum. Deterministic. `lengths` must be within [1, row_length].
+    """
+    left = list(range(len(lengths)))
+    layout = []
+    while left and len(layout) < rows:
+        first, *others = left
+        row = [first, *(others[i] for i in _subset([lengths[i] for i in others], row_length - lengths[first]))]
+        taken = set(row)
+        left = [number for number in left if number not in taken]
+        layout.append(row)
+    return layout
+
+
+def _subset(lengths: Sequence[int], space: int) -> list[int]:
+    """Which lengths add up to as much of `space` as any choice of them can, the first ones preferred."""
+    within = (1 << space + 1) - 1
+    sums = [1]  # after i lengths, bit s says that some of them add up to s
+    for length in lengths:
+        if sums[-1] >> space:
+            break
+        sums.append((sums[-1] | sums[-1] << length) & within)
+    total, chosen = sums[-1].bit_length() - 1, []
+    for number in range(len(sums) - 2, -1, -1):
+        if not sums[number] >> total & 1:
+            chosen.append(number)
+            total -= lengths[number]
+    return chosen
 
 
 def pack(documents: Sequence[Document], row_length: int, pad_id: int = 0, rows: int | None = None) -> Batch:
@@ -106,7 +136,9 @@ def _values(
         if all(isinstance(value, float | int) for value in given):
             of_tokens = np.repeat(np.array(given, np.float32), lengths)
         else:
-            of_tokens = np.concatenate([np.broadcast_to(np.float32(v), len(p)) for v, p in zip(given, placed)])
+            of_tokens = np.concatenate(
+                [np.broadcast_to(np.asarray(v, np.float32), len(p)) for v, p in zip(given, placed)]
+            )
         of_places = np.zeros(is_token.shape, np.float32)
         of_places[is_token] = of_tokens * is_learnt
         fields[name] = np.zeros_like(of_places)
@@ -121,6 +153,6 @@ def split(document: Document, row_length: int) -> list[Document]:
     pieces = []
     for at in range(0, len(document), row_length):
         cut = slice(at, at + row_length)
-        values = {n: v if np.isscalar(v) else np.asarray(v)[cut] for n, v in document.values.items()}
+        values = {n: v if isinstance(v, float | int) else v[cut] for n, v in document.values.items()}
         pieces.append(Document(document.token_ids[cut], values, min(max(0, document.prompt_length - at), row_length)))
     return pieces

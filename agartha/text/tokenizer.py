@@ -23,6 +23,7 @@ class Tokenizer:
         self.eos_id, self.pad_id = self._id(eos), self._id(pad)
         self._is_words = isinstance(backend.model, models.WordLevel)
         self._unknown_id = backend.token_to_id(UNKNOWN) if self._is_words else None
+        self._words = backend.get_vocab() if self._is_words else {}
 
     @staticmethod
     def from_words(words: Sequence[str]) -> "Tokenizer":
@@ -81,6 +82,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Raises: DataError naming a word this tokenizer does not know (word-level only)."""
+        if self._is_words:
+            try:  # a dictionary is ten times as fast as the library here
+                return [self._words[word] for word in text.split()]
+            except KeyError:
+                pass  # special tokens written without white space, or a word we do not know
         encoding = self.backend.encode(text, add_special_tokens=False)
         if self._unknown_id is not None and self._unknown_id in encoding.ids:
             word = text[slice(*encoding.offsets[encoding.ids.index(self._unknown_id)])]
@@ -90,12 +96,9 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, many at once."""
-        found = [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
-        if self._unknown_id is not None:
-            for text, ids in zip(texts, found):
-                if self._unknown_id in ids:
-                    self.encode(text)
-        return found
+        if self._is_words:
+            return [self.encode(text) for text in texts]
+        return [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Words are joined by one space; special tokens are kept."""
