@@ -1,7 +1,8 @@
 """Batches of packed rows without end, drawn from a mixture by token share, resumable to the bit.
 
 Documents wait in a pool of a little more than one batch; what fills the rows best leaves it, the rest waits for the
-next batch: nothing is lost and little is padding. Each worker draws its own documents. Any document is a pure function of (seed, rank, number): the state is a few numbers, and resuming reads again only what was waiting.
+next batch: nothing is lost and little is padding. Each worker draws its own documents. Any document is a pure function
+of (seed, rank, number): the state is a few numbers, and resuming reads again only what was waiting.
 """
 
 from collections.abc import Iterator

@@ -1,10 +1,12 @@
 """What a model is trained on: sources with weight, content hash and licence, written down beside the model.
 
-A weight is a source's share of the tokens. Files are hashed by content; a procedural source by its code and parameters.
+A weight is a source's share of the tokens. Files are hashed by content; a procedural source by its code, parameters
+and first documents.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from agartha.text.tokenizer import Tokenizer
 
 SAMPLE = 2000  # documents of an endless source that a tokenizer is trained on
+FIRST = 100  # of them are part of its hash, because its code also stands in modules it imports
 
 
 class SourceSpec(Config):
@@ -108,11 +111,11 @@ class CountdownSource:
 
     def __init__(self, spec: SourceSpec):
         from agartha.data import countdown
-        from agartha.worlds import heldout
 
         self.spec, self.quality, self.words = spec, _quality(spec), list(countdown.WORDS)
-        code = [digest(Path(str(module.__file__))) for module in (countdown, heldout)]
-        self.digest = digest([code, asdict(self.quality)])
+        code = digest(Path(str(countdown.__file__)))
+        first = [[text.prompt, text.text] for text in islice(self.texts(), FIRST)]
+        self.digest = digest([code, asdict(self.quality), first])
 
     def texts(self) -> Iterator[Text]:
         """A sample."""
