@@ -15,12 +15,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from agartha.worlds.heldout import is_held_out
+from agartha.worlds.countdown import (
+    HIGHEST_GIVEN,
+    HIGHEST_VALUE,
+    Move,
+    apply,
+    draw_problem,
+    moves,
+    pairs_first,
+    steps_of,
+    touches_held_out,
+)
 
-HIGHEST_GIVEN, HIGHEST_VALUE = 20, 99
-WORDS = [*map(str, range(HIGHEST_VALUE + 1)), *"+-*/=,:", "->", "<think>", "</think>", "<answer>", "</answer>", "no", "yes", "|", ";", "?"]
-
-Move = tuple[int, str, int, int, tuple[int, ...]]  # a, operator, b, result, what is left (the result first)
+TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+WORDS = [*map(str, range(HIGHEST_VALUE + 1)), *"+-*/=,:|;?", "->", "no", "yes", *TAGS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,40 +46,6 @@ class Quality:
     longest: int = 45  # steps after which anybody stops
 
 
-def apply(a: int, operator: str, b: int) -> int | None:
-    """The result, or None where countdown does not allow it (negative, fractional, above 99)."""
-    if operator == "/":
-        return a // b if b and a % b == 0 else None
-    result = a + b if operator == "+" else a - b if operator == "-" else a * b
-    return result if 0 <= result <= HIGHEST_VALUE else None
-
-
-def pairs_first(numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The numbers with each pair in turn moved to the front."""
-    places = range(len(numbers))
-    return [
-        (numbers[i], numbers[j], *(numbers[k] for k in places if k not in (i, j)))
-        for i in places
-        for j in places[i + 1 :]
-    ]
-
-
-@lru_cache(maxsize=200_000)
-def steps_of(order: tuple[int, ...]) -> list[Move]:
-    """What the four operators make of the first two; the larger leads where order matters."""
-    a, b, *rest = order
-    high, low = max(a, b), min(a, b)
-    tried = [(x, operator, y, apply(x, operator, y)) for operator, x, y in (("+", a, b), ("-", high, low), ("*", a, b), ("/", high, low))]
-    return [(x, operator, y, result, (result, *rest)) for x, operator, y, result in tried if result is not None]
-
-
-@lru_cache(maxsize=200_000)
-def moves(numbers: tuple[int, ...]) -> list[Move]:
-    """All first steps."""
-    return [step for order in pairs_first(numbers) for step in steps_of(order)]
-
-
-@lru_cache(maxsize=200_000)
 @lru_cache(maxsize=20_000)
 def wants(number: int, target: int) -> list[tuple[int, Move]]:
     """Values that reach the target together with `number`, each with the step that does; the larger operand leads."""
@@ -88,21 +62,6 @@ def wants(number: int, target: int) -> list[tuple[int, Move]]:
     return found
 
 
-def problem(rng: random.Random, size: int) -> tuple[tuple[int, ...], int]:
-    """Numbers and a target reached by a random valid expression, target not among the numbers."""
-    while True:
-        numbers = tuple(rng.randint(1, HIGHEST_GIVEN) for _ in range(size))
-        left = list(numbers)
-        while len(left) > 1:
-            rng.shuffle(left)
-            result = apply(left.pop(), rng.choice("+-*/"), left.pop())
-            if result is None:
-                break
-            left.append(result)
-        if len(left) == 1 and left[0] > 0 and left[0] not in numbers:
-            return numbers, left[0]
-
-
 def pair(rng: random.Random) -> tuple[tuple[int, ...], int]:
     """Two numbers as they stand at the end of a search, any value up to 99; every third target cannot be reached."""
     while True:
@@ -116,18 +75,6 @@ def pair(rng: random.Random) -> tuple[tuple[int, ...], int]:
             return numbers, target
 
 
-def key(numbers: tuple[int, ...]) -> str:
-    return " ".join(map(str, sorted(numbers)))
-
-
-@lru_cache(maxsize=200_000)
-def touches_held_out(numbers: tuple[int, ...]) -> bool:
-    """Whether the problem, or what any first step leaves of it, is held out (two numbers are shared by too many problems)."""
-    if len(numbers) < 3:
-        return False
-    return is_held_out(key(numbers)) or any(touches_held_out(m[4]) for m in moves(numbers))
-
-
 class Author:
     """Writes one document; every choice comes from a private generator."""
 
@@ -138,9 +85,9 @@ class Author:
         """(prompt, text)."""
         rng, quality = self.rng, self.quality
         size = rng.choices((2, 3, 4), quality.sizes)[0]
-        numbers, target = problem(rng, size) if size > 2 else pair(rng)
+        numbers, target = draw_problem(rng, size) if size > 2 else pair(rng)
         while touches_held_out(numbers):
-            numbers, target = problem(rng, size)
+            numbers, target = draw_problem(rng, size)
         prompt = f"{' '.join(map(str, numbers))} -> {target} :"
         searches = size == 2 or rng.random() < quality.searchers
         return prompt, self.search(numbers, target) if searches else self.answer(self.guess(numbers, target))
@@ -197,7 +144,8 @@ class Author:
     def explore_four(self, numbers: tuple[int, ...], target: int) -> list[Move] | None:
         options = [(order, step) for order in pairs_first(numbers) for step in steps_of(order)]
         for order, step in self.rng.sample(options, len(options)):
-            step = self.slip(step)
+            slipped = self.slip(step)
+            step = step if touches_held_out(slipped[4]) else slipped
             self.write(";", *order, step[1], step[3])
             chain = self.explore_three(step[4], target, 0)
             if chain is not None:
