@@ -28,9 +28,11 @@ class Tokenizer:
     @staticmethod
     def from_words(words: Sequence[str]) -> "Tokenizer":
         """One token a word, text split at white space. Raises: DataError for a word repeated or with white space."""
-        if len(set(words)) != len(words) or any(word != "".join(word.split()) or not word for word in words):
-            raise DataError("words of a tokenizer must be different and free of white space.")
-        vocabulary = {word: i for i, word in enumerate([*words, EOS, PAD, UNKNOWN])}
+        every = [*words, EOS, PAD, UNKNOWN]
+        bad = next((word for i, word in enumerate(every) if word.split() != [word] or word in every[:i]), None)
+        if bad is not None:
+            raise DataError(f"{bad!r} cannot be a word.", hint="words must differ, and hold no white space.")
+        vocabulary = {word: i for i, word in enumerate(every)}
         backend = Backend(models.WordLevel(vocabulary, unk_token=UNKNOWN))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
         backend.add_special_tokens([EOS, PAD, UNKNOWN])
