@@ -1,0 +1,28 @@
+"""Settings of one evaluation. No torch here."""
+
+from pydantic import Field
+
+from agartha.core.config import Config
+
+
+class EvalConfig(Config):
+    """How a model is asked."""
+
+    problems: int = Field(default=1000, ge=1)
+    """Distinct held-out problems of each level."""
+    level: int | None = None
+    """One level of the world; None for all of them."""
+    samples: int = Field(default=1, ge=1)
+    """Attempts at each problem."""
+    k: tuple[int, ...] = (1,)
+    """pass@k for these k, each at most `samples`."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature; 0 for greedy alone."""
+    greedy: bool = True
+    """Also take the likeliest token throughout."""
+    max_tokens: int = Field(default=400, ge=1)
+    """Longest answer, in tokens."""
+    max_rows: int = Field(default=256, ge=1)
+    """Answers sampled at the same time."""
+    seed: int = Field(default=20260101, ge=0)
+    """Decides problems and samples."""

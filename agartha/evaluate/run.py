@@ -1,0 +1,117 @@
+"""Ask a model held-out problems and judge what it says."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agartha.core.errors import DataError, WorldError
+from agartha.engine.generator import Generator
+from agartha.engine.sampler import Sampling
+from agartha.engine.generator import Request
+from agartha.evaluate.statistics import bootstrap_interval, pass_at_k
+from agartha.text.tokenizer import Tokenizer
+from agartha.worlds.types import Task
+from agartha.worlds.world import World, judge
+
+JUDGE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One problem, one completion."""
+
+    task: Task
+    completion: str
+    tokens: int
+    is_truncated: bool
+    reward: float | None
+    """None where a fault of ours kept it from being judged."""
+    reason: str
+    answer: str | None
+
+
+def evaluate(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    world: World,
+    tasks: Sequence[Task],
+    sampling: Sampling,
+    samples: int = 1,
+    forced_prefix: str = "",
+) -> list[list[Record]]:
+    """`samples` records for each task, in order; a task whose words the tokenizer does not know gets none.
+
+    forced_prefix: words put in the model's mouth; they count as part of its answer. Seeds derive from the task's number.
+    """
+    requests, asked = [], []
+    for number, task in enumerate(tasks):
+        try:
+            prompt = tokenizer.encode(f"{task.prompt} {forced_prefix}".strip() if forced_prefix else task.prompt)
+        except DataError:
+            continue
+        own = Sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens, sampling.seed + number, (tokenizer.eos_id,))
+        requests.append(Request(prompt, own, samples))
+        asked.append(number)
+    found: list[list[Record]] = [[] for _ in tasks]
+    for number, group in zip(asked, generator.generate(requests)):
+        for completion in group:
+            ids = [i for i in completion.token_ids if i != tokenizer.eos_id]
+            text = f"{forced_prefix} {tokenizer.decode(ids)}".strip() if forced_prefix else tokenizer.decode(ids)
+            episode = judge(world, tasks[number], text, JUDGE_SECONDS)
+            verdict = episode.verdict
+            found[number].append(
+                Record(
+                    tasks[number], text, len(completion.token_ids), completion.finish == "length",
+                    verdict.reward if verdict else None, verdict.reason if verdict else f"fault: {episode.fault}",
+                    verdict.answer if verdict else None,
+                )  # fmt: skip
+            )
+    return found
+
+
+def summarise(groups: Sequence[Sequence[Record]], k: Sequence[int] = (1,), seed: int = 0) -> dict[str, Any]:
+    """Accuracy with its 95% bootstrap interval over problems, mean response length in tokens, truncation, faults, pass@k.
+
+    A problem without a judged attempt is left out and counted.
+    """
+    judged = [[r for r in group if r.reward is not None] for group in groups]
+    scored = [group for group in judged if group]
+    records = [record for group in scored for record in group]
+    if not records:
+        return {"n": len(groups), "judged": 0, "accuracy": 0.0, "low": 0.0, "high": 1.0, "tokens": 0.0, "truncated": 0.0,
+                "faults": sum(map(len, groups))}  # fmt: skip
+    rates = [sum(r.reward or 0.0 for r in group) / len(group) for group in scored]
+    low, high = bootstrap_interval(rates, seed)
+    result: dict[str, Any] = {
+        "n": len(groups),
+        "judged": len(scored),
+        "accuracy": sum(rates) / len(rates),
+        "low": low,
+        "high": high,
+        "tokens": sum(r.tokens for r in records) / len(records),
+        "truncated": sum(r.is_truncated for r in records) / len(records),
+        "faults": sum(map(len, groups)) - len(records),
+    }
+    for wanted in k:
+        enough = [group for group in scored if len(group) >= wanted]
+        if wanted > 1 and enough:
+            chances = [pass_at_k(len(g), sum(r.reward == 1 for r in g), wanted) for g in enough]
+            result[f"pass@{wanted}"] = sum(chances) / len(chances)
+    return result
+
+
+def heldout_tasks(world: World, level: int | None, n: int, seed: int) -> list[Task]:
+    """n distinct problems that training never sees. Raises: WorldError if the world has not so many."""
+    found: dict[tuple[str, Any], Task] = {}
+    for draw in range(50 * n):
+        task = world.heldout_task(seed * 1_000_003 + draw, level)
+        found.setdefault((world.key(task), task.data.get("target", task.prompt)), task)
+        if len(found) == n:
+            break
+    else:
+        raise WorldError(f"world {world.name!r} gave only {len(found)} distinct held-out problems at level {level}, {n} were asked.",
+                         hint="ask for fewer.")  # fmt: skip
+    seen = [task.prompt for task in found.values() if world.in_training(task)]
+    if seen:
+        raise WorldError(f"{len(seen)} held-out problems could be in training, first {seen[0]!r}.", hint="mend in_training.")
+    return list(found.values())
