@@ -225,9 +225,18 @@ def _quality(spec: SourceSpec) -> "Quality":
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{where} is {value!r}, must be a whole number from 1.", hint="it counts steps.")
         elif name == "sizes":
-            if not isinstance(value, list | tuple) or len(value) != 3 or min(value) < 0 or sum(value) <= 0:
+            if (
+                not isinstance(value, list | tuple)
+                or len(value) != 3
+                or not all(map(_is_share, value))
+                or not any(value)
+            ):
                 raise ConfigError(f"{where} is {value!r}, must be three shares.", hint="such as [0.2, 0.45, 0.35].")
-        elif not isinstance(value, float | int) or not 0 <= value <= 1:
+        elif not _is_share(value):
             raise ConfigError(f"{where} is {value!r}, must be a share in [0, 1].", hint="such as 0.4.")
     given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in spec.parameters.items()}
     return Quality(**given)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float | int) and 0 <= value <= 1
