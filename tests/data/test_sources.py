@@ -127,6 +127,19 @@ def test_a_folder_of_two_kinds_is_refused(tmp_path):
         kind_of(str(tmp_path))
 
 
+def test_a_data_set_reads_like_its_file(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    (tmp_path / "set").mkdir()
+    path = write_jsonl(
+        tmp_path / "set" / "train.jsonl", *({"prompt": f"p{i}", "completion": f"c{i}"} for i in range(9))
+    )
+    assert read_all(f"hf:{tmp_path / 'set'}:train") == read_all(path)
+    with pytest.raises(DataError, match="cannot load hf:"):
+        read_all(f"hf:{tmp_path / 'set'}:missing")
+
+
 @pytest.mark.parametrize("path", ["hf:", "hf:openai/gsm8k", "hf:a::b", "hf:a:b:c:d"])
 def test_a_malformed_hub_name_is_refused(path):
     with pytest.raises(DataError, match="not of the form hf:owner/name:split"):
