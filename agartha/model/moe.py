@@ -28,10 +28,11 @@ class Router(nn.Module):
         """x [S, H] -> chosen experts [S, K], gates [S, K] float32, affinities [S, E] float32."""
         config = self.config
         scores = nn.functional.linear(x.float(), self.weight.float()).sigmoid()
+        in_backward = torch._C._current_graph_task_id() != -1  # recomputation must not count twice
+        counts = self.training and torch.is_grad_enabled() and not in_backward
         with torch.no_grad():
             chosen = self._select(scores + self.e_score_correction_bias)
-            in_backward = torch._C._current_graph_task_id() != -1  # recomputation must not count twice
-            if self.training and torch.is_grad_enabled() and not in_backward:
+            if counts:
                 self.expert_load += torch.bincount(chosen.flatten(), minlength=config.n_routed_experts)
         gates = scores.gather(1, chosen)
         if config.norm_topk_prob:
