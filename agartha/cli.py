@@ -11,15 +11,21 @@ import typer
 from agartha.core.errors import AgarthaError, BudgetReached, ConfigError, Interrupted
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="From nothing to a reasoning model, on one ordinary machine.",
-)  # fmt: skip
+)
 
 Settings = Annotated[
-    list[str] | None, typer.Argument(help="A recipe (packaged name or TOML file), then key.sub=value overrides.", show_default=False)
+    list[str] | None,
+    typer.Argument(help="A recipe (packaged name or TOML file), then key.sub=value overrides.", show_default=False),
 ]
 Folder = Annotated[Path | None, typer.Option(help="Run folder; runs/VERB if not given.", show_default=False)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and the model's size; write nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved settings and the model's size; write nothing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -67,7 +73,9 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     world: Annotated[str, typer.Argument(help="countdown, gym:NAME, maths:FILE.jsonl or the path of a Python file.")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value overrides.", show_default=False)] = None,
-    problems: Annotated[Path | None, typer.Option(help="Your own problems, one JSON object a line.", show_default=False)] = None,
+    problems: Annotated[
+        Path | None, typer.Option(help="Your own problems, one JSON object a line.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a model on held-out problems of a world, or on your own."""
@@ -89,7 +97,10 @@ def runs(
 
     found = list_runs(root)
     if as_json:
-        _print({"runs": [r.model_dump(mode="json") for r in found], "totals": total_costs(found).model_dump(mode="json")}, True)
+        _print(
+            {"runs": [r.model_dump(mode="json") for r in found], "totals": total_costs(found).model_dump(mode="json")},
+            True,
+        )
         return
     from rich.console import Console
     from rich.table import Table
@@ -113,7 +124,16 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_jso
     _print({"report": str(folder / "report.html")}, as_json)
 
 
-def _program(name: str, config_class: Any, settings: Settings, folder: Path | None, dry_run: bool, as_json: bool, run: Any, recipe: str | None = None) -> None:
+def _program(
+    name: str,
+    config_class: Any,
+    settings: Settings,
+    folder: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    run: Any,
+    recipe: str | None = None,
+) -> None:
     from agartha.core.config import load, resolved
 
     words = list(settings or ())

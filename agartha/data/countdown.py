@@ -49,7 +49,12 @@ class Quality:
 @lru_cache(maxsize=20_000)
 def wants(number: int, target: int) -> list[tuple[int, Move]]:
     """Values that reach the target together with `number`, each with the step that does; the larger operand leads."""
-    partners = [("+", target - number), ("-", target + number), ("-", number - target), ("*", target / number if number else -1)]
+    partners = [
+        ("+", target - number),
+        ("-", target + number),
+        ("-", number - target),
+        ("*", target / number if number else -1),
+    ]
     partners += [("/", target * number), ("/", number / target)]
     found = []
     for operator, partner in partners:
@@ -65,7 +70,10 @@ def wants(number: int, target: int) -> list[tuple[int, Move]]:
 def pair(rng: random.Random) -> tuple[tuple[int, ...], int]:
     """Two numbers as they stand at the end of a search, any value up to 99; every third target cannot be reached."""
     while True:
-        numbers = rng.randint(0, HIGHEST_VALUE), rng.randint(1, rng.choice((HIGHEST_GIVEN, HIGHEST_GIVEN, HIGHEST_VALUE)))
+        numbers = (
+            rng.randint(0, HIGHEST_VALUE),
+            rng.randint(1, rng.choice((HIGHEST_GIVEN, HIGHEST_GIVEN, HIGHEST_VALUE))),
+        )
         if rng.random() < 1 / 3:
             return numbers, rng.randint(1, HIGHEST_VALUE)
         operator = rng.choice("+-*/")
@@ -158,7 +166,7 @@ class Author:
         """Write which values would do with the last number; what the last step would be for each of them."""
         wanted = wants(order[-1], target)
         self.write("|", *order, "?", *(word for value, step in wanted for word in (step[1], value)), ":")
-        return {value: step for value, step in reversed(wanted)}  # the first way to want a value is the one remembered
+        return dict(reversed(wanted))  # the first way to want a value is the one remembered
 
     def write(self, *words: object) -> None:
         self.thought.extend(map(str, words))
@@ -184,7 +192,7 @@ def solution(numbers: tuple[int, ...], target: int, rng: random.Random) -> list[
     return None
 
 
-def documents(seed: int, quality: Quality = Quality()) -> Iterator[tuple[str, str]]:  # noqa: B008 (frozen)
+def documents(seed: int, quality: Quality = Quality()) -> Iterator[tuple[str, str]]:
     """An endless stream of (prompt, text), the same for the same seed."""
     author = Author(random.Random(f"countdown {seed}"), quality)
     while True:

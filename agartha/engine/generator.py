@@ -132,7 +132,12 @@ class _Batch:
     def _seat(self, row: int, request_number: int, k: int) -> None:
         request = self.requests[request_number]
         sampling = request.sampling
-        self.owner[row], self.live[row], self.count[row], self.limit[row] = (request_number, k), True, 0, sampling.max_tokens
+        self.owner[row], self.live[row], self.count[row], self.limit[row] = (
+            (request_number, k),
+            True,
+            0,
+            sampling.max_tokens,
+        )
         self.token[row], self.position[row] = request.prompt_ids[-1], len(request.prompt_ids) - 1
         with np.errstate(over="ignore"):  # the k-th completion's own stream
             self.seed[row] = mix(np.uint64(sampling.seed % 2**64)) + np.uint64(k)

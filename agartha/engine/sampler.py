@@ -5,6 +5,7 @@ others happen to share its batch. Shapes: S rows, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +30,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_tokens < 1:
-            raise ConfigError(f"{self} is out of bounds.", hint="temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_tokens >= 1")
+            raise ConfigError(
+                f"{self} is out of bounds.", hint="temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_tokens >= 1"
+            )
 
 
-def choose(logits: Tensor, settings: np.ndarray, seeds: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def choose(
+    logits: Tensor, settings: np.ndarray, seeds: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Next token and its log-probability, each [S].
 
     logits [S, V] float32 on the CPU; settings [S, 3] of temperature, top_p, top_k; seeds [S] uint64; counts [S]: tokens so far.
@@ -65,8 +70,8 @@ def uniform(seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
         return (mix(x) >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
-def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser on uint64."""
+def mix(x: Any) -> Any:
+    """SplitMix64's finaliser on uint64, numbers or arrays."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

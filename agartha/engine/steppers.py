@@ -25,7 +25,9 @@ class TorchStepper:
         try:
             self.slab = torch.zeros(shape, dtype=decoder.compute_dtype, device=device)
         except (RuntimeError, MemoryError) as error:
-            raise CapacityError(f"no memory for a cache of shape {shape}", hint="lower max_rows or max_length") from error
+            raise CapacityError(
+                f"no memory for a cache of shape {shape}", hint="lower max_rows or max_length"
+            ) from error
 
     def load_weights(self, decoder: Decoder) -> None:
         """Nothing to do: the decoder's own weights are used."""
@@ -60,4 +62,6 @@ Stepper = TorchStepper | PackedDecoder
 
 def make_stepper(decoder: Decoder, rows: int, length: int) -> Stepper:
     """The fastest form that runs here."""
-    return PackedDecoder(decoder, rows, length) if PackedDecoder.usable(decoder) else TorchStepper(decoder, rows, length)
+    return (
+        PackedDecoder(decoder, rows, length) if PackedDecoder.usable(decoder) else TorchStepper(decoder, rows, length)
+    )

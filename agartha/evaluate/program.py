@@ -36,11 +36,20 @@ def run(model_folder: Path, world_name: str, config: EvalConfig, problems: Path 
     if own is not None:
         groups = evaluate(generator, tokenizer, world, own, sampling, config.samples)
         records = [describe(world, task, group) for task, group in zip(own, groups)]
-        return {"model": str(model_folder), "world": world.name, "problems": records, **summarise(groups, config.k, config.seed)}
+        return {
+            "model": str(model_folder),
+            "world": world.name,
+            "problems": records,
+            **summarise(groups, config.k, config.seed),
+        }
     result: dict[str, Any] = {"model": str(model_folder), "world": world.name, "levels": {}}
     for level in world.levels if config.level is None else (config.level,):
         tasks = heldout_tasks(world, level, config.problems, config.seed)
-        scores = {"sampled": summarise(evaluate(generator, tokenizer, world, tasks, sampling, config.samples), config.k, config.seed)}
+        scores = {
+            "sampled": summarise(
+                evaluate(generator, tokenizer, world, tasks, sampling, config.samples), config.k, config.seed
+            )
+        }
         if config.greedy and config.temperature > 0:
             once = Sampling(0.0, max_tokens=config.max_tokens)
             scores["greedy"] = summarise(evaluate(generator, tokenizer, world, tasks, once))
@@ -49,7 +58,7 @@ def run(model_folder: Path, world_name: str, config: EvalConfig, problems: Path 
 
 
 def describe(world: World, task: Task, group: list[Record]) -> dict[str, Any]:
-    """One of the user's problems: the first completion, its answer as an ordinary expression, and whether training could hold it."""
+    """One of the user's problems: the first completion, its answer as an expression, whether training could hold it."""
     seen = {"seen": world.in_training(task)}
     if not group:
         reason = "unknown_words: the model's tokenizer does not know a number of this problem"
@@ -85,4 +94,6 @@ def _task(where: str, line: str, world: World) -> Task:
     except AgarthaError as error:
         raise DataError(f"{where}: {error.message}", hint=error.hint) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where} is no problem: {error!r}", hint='write {"numbers": [3, 12, 8, 9], "target": 13}') from error
+        raise DataError(
+            f"{where} is no problem: {error!r}", hint='write {"numbers": [3, 12, 8, 9], "target": 13}'
+        ) from error

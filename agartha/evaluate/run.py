@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from agartha.core.errors import DataError, WorldError
-from agartha.engine.generator import Generator
+from agartha.engine.generator import Generator, Request
 from agartha.engine.sampler import Sampling
-from agartha.engine.generator import Request
 from agartha.evaluate.statistics import bootstrap_interval, pass_at_k
 from agartha.text.tokenizer import Tokenizer
 from agartha.worlds.types import Task
@@ -49,7 +48,14 @@ def evaluate(
             prompt = tokenizer.encode(f"{task.prompt} {forced_prefix}".strip() if forced_prefix else task.prompt)
         except DataError:
             continue
-        own = Sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens, sampling.seed + number, (tokenizer.eos_id,))
+        own = Sampling(
+            sampling.temperature,
+            sampling.top_p,
+            sampling.top_k,
+            sampling.max_tokens,
+            sampling.seed + number,
+            (tokenizer.eos_id,),
+        )
         requests.append(Request(prompt, own, samples))
         asked.append(number)
     found: list[list[Record]] = [[] for _ in tasks]
@@ -61,10 +67,14 @@ def evaluate(
             verdict = episode.verdict
             found[number].append(
                 Record(
-                    tasks[number], text, len(completion.token_ids), completion.finish == "length",
-                    verdict.reward if verdict else None, verdict.reason if verdict else f"fault: {episode.fault}",
+                    tasks[number],
+                    text,
+                    len(completion.token_ids),
+                    completion.finish == "length",
+                    verdict.reward if verdict else None,
+                    verdict.reason if verdict else f"fault: {episode.fault}",
                     verdict.answer if verdict else None,
-                )  # fmt: skip
+                )
             )
     return found
 
@@ -109,9 +119,13 @@ def heldout_tasks(world: World, level: int | None, n: int, seed: int) -> list[Ta
         if len(found) == n:
             break
     else:
-        raise WorldError(f"world {world.name!r} gave only {len(found)} distinct held-out problems at level {level}, {n} were asked.",
-                         hint="ask for fewer.")  # fmt: skip
+        raise WorldError(
+            f"world {world.name!r} gave only {len(found)} distinct held-out problems at level {level}, not {n}.",
+            hint="ask for fewer.",
+        )
     seen = [task.prompt for task in found.values() if world.in_training(task)]
     if seen:
-        raise WorldError(f"{len(seen)} held-out problems could be in training, first {seen[0]!r}.", hint="mend in_training.")
+        raise WorldError(
+            f"{len(seen)} held-out problems could be in training, first {seen[0]!r}.", hint="mend in_training."
+        )
     return list(found.values())

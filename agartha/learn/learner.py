@@ -52,7 +52,7 @@ class Learner:
         self.optimizers = build_optimizers(decoder.named_parameters(), config.optimizer, self.parallel)
         self._sampler_is_stale = False
 
-    def forward_backward(self, batches: Sequence[Batch], objective: Objective = Objective()) -> dict[str, float]:  # noqa: B008
+    def forward_backward(self, batches: Sequence[Batch], objective: Objective = Objective()) -> dict[str, float]:
         """Gradients of one step over this worker's batches, all with weights of the same terms; returns means over the step.
 
         Raises: NumericsError if the loss is not finite; nothing has changed then.
@@ -61,7 +61,11 @@ class Learner:
         self.optimizers.zero_grad()
         batches = [batch.to(self.parallel.device) for batch in batches]
         totals = Totals.of(batches, self.parallel)
-        parts = [part for batch in batches for part in batch.microbatches(self.config.microbatch_rows or len(batch.input_ids))]
+        parts = [
+            part
+            for batch in batches
+            for part in batch.microbatches(self.config.microbatch_rows or len(batch.input_ids))
+        ]
         shares = [self._one(part, objective, totals, 1 / len(parts)) for part in parts]
         self.parallel.all_reduce_sum([self.optimizers.gradients])
         metrics = combine(shares, self.parallel)
@@ -76,14 +80,18 @@ class Learner:
             layer.track_balance = balances
         hidden = decoder(batch.input_ids, batch.positions, batch.document_start)
         logits = decoder.logits(hidden) / objective.temperature
-        loss, metrics = loss_of(target_logprobs(logits, batch.targets), batch, objective.terms, totals, objective.policy_loss)
+        loss, metrics = loss_of(
+            target_logprobs(logits, batch.targets), batch, objective.terms, totals, objective.policy_loss
+        )
         if batch.policy_weight is not None and totals.policy:
             metrics["entropy"] = (_entropy(logits.detach()) * (batch.policy_weight != 0)).sum() / totals.policy
         if decoder.config.num_nextn_predict_layers and config.mtp_weight and batch.cross_entropy_weight is not None:
             ahead = self._ahead(hidden, batch) / totals.cross_entropy
             loss, metrics["mtp"] = loss + config.mtp_weight * ahead, ahead.detach()
         if balances and decoder.moe_layers():
-            uneven = torch.stack([layer.balance_loss for layer in decoder.moe_layers() if layer.balance_loss is not None]).mean()
+            uneven = torch.stack(
+                [layer.balance_loss for layer in decoder.moe_layers() if layer.balance_loss is not None]
+            ).mean()
             share = share / self.parallel.world_size
             loss, metrics["balance"] = loss + config.balance_loss_weight * share * uneven, uneven.detach() * share
         loss.backward()
@@ -137,7 +145,9 @@ class Learner:
         hidden = self.decoder(batch.input_ids, batch.positions, batch.document_start)
         return target_logprobs(self.decoder.logits(hidden) / temperature, batch.targets)
 
-    def save(self, folder: Path, step: int, loader: dict | None = None, extra: dict | None = None, keep_last: int | None = 2) -> None:
+    def save(
+        self, folder: Path, step: int, loader: dict | None = None, extra: dict | None = None, keep_last: int | None = 2
+    ) -> None:
         """Write the training state of all workers; the first one writes."""
         states = self.parallel.all_gather_object((checkpoint.random_state(), loader or {}))
         if self.parallel.is_first:

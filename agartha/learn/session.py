@@ -56,7 +56,9 @@ class Session:
             if self.metrics is not None:
                 self.metrics.close()
 
-    def end_step(self, step: int, numbers: dict[str, Any], tokens: int, flops: float, keep: dict[str, Any], last: bool = False) -> None:
+    def end_step(
+        self, step: int, numbers: dict[str, Any], tokens: int, flops: float, keep: dict[str, Any], last: bool = False
+    ) -> None:
         """After step `step` (from 1): log `numbers`, book tokens and model FLOPs of all workers, save when due, stop when asked.
 
         keep: `loader` and `extra` of the training state. Raises: BudgetReached or Interrupted, on every worker, after saving.
@@ -75,7 +77,8 @@ class Session:
             self.learner.save(self.states, step, **keep)
         if interrupted:
             raise Interrupted(
-                f"{self.stage} was interrupted after step {step}; it is saved.", hint="the same command goes on from there."
+                f"{self.stage} was interrupted after step {step}; it is saved.",
+                hint="the same command goes on from there.",
             )
         if over:
             raise BudgetReached(

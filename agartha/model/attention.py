@@ -34,7 +34,9 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
         self.o_proj = Linear(heads * config.v_head_dim, hidden, bias=config.attention_bias)
 
-    def forward(self, x: Tensor, rope: Tensor, positions: Tensor, document_start: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor, positions: Tensor, document_start: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         config = self.config
         q = self.q_proj(x) if config.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         q = q.unflatten(-1, (config.num_attention_heads, config.qk_head_dim))
@@ -48,7 +50,9 @@ class LatentAttention(nn.Module):
             out = self._cached(q, latent, k_rope, rope, positions, cache)
         return self.o_proj(out.flatten(2))
 
-    def _cached(self, q: Tensor, latent: Tensor, k_rope: Tensor, rope: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+    def _cached(
+        self, q: Tensor, latent: Tensor, k_rope: Tensor, rope: Tensor, positions: Tensor, cache: KVCache
+    ) -> Tensor:
         config = self.config
         q_nope, q_rope = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
         q_rope = rotate(q_rope, rope, config.rope_interleave)
@@ -90,7 +94,9 @@ class GroupedQueryAttention(nn.Module):
             self.q_norm = RMSNorm(width, config.rms_norm_eps)
             self.k_norm = RMSNorm(width, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope: Tensor, positions: Tensor, document_start: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor, positions: Tensor, document_start: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         config, width = self.config, self.config.attention_head_dim
         q, k, v = (p(x).unflatten(-1, (-1, width)) for p in (self.q_proj, self.k_proj, self.v_proj))
         if config.model_type == "qwen3":

@@ -23,7 +23,9 @@ class KVCache(Protocol):
 class SlabCache:
     """Rows x positions x C for every layer. C = latent + rotated key, or keys and values of all heads."""
 
-    def __init__(self, config: ModelConfig, rows: int, length: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
+    def __init__(
+        self, config: ModelConfig, rows: int, length: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ):
         shape = (config.num_hidden_layers, rows, length, config.cache_dim)
         self.slab = torch.zeros(shape, dtype=dtype, device=device)
         self.used = 0

@@ -18,33 +18,33 @@ class ModelConfig(Config):
     """Shapes and constants of one decoder; names follow `DeepseekV3Config` of transformers."""
 
     model_type: ModelType = "deepseek_v3"
-    vocab_size: int = Field(128, ge=2)
-    hidden_size: int = Field(128, ge=8)
-    intermediate_size: int = Field(384, ge=1)
-    num_hidden_layers: int = Field(4, ge=1)
-    num_attention_heads: int = Field(4, ge=1)
+    vocab_size: int = Field(default=128, ge=2)
+    hidden_size: int = Field(default=128, ge=8)
+    intermediate_size: int = Field(default=384, ge=1)
+    num_hidden_layers: int = Field(default=4, ge=1)
+    num_attention_heads: int = Field(default=4, ge=1)
     num_key_value_heads: int | None = None
     head_dim: int | None = None
     # latent attention (DeepSeek-V2, arXiv:2405.04434 §2.1)
     kv_lora_rank: int | None = None
     q_lora_rank: int | None = None
-    qk_nope_head_dim: int = Field(32, ge=0)
-    qk_rope_head_dim: int = Field(16, ge=2)
-    v_head_dim: int = Field(32, ge=1)
+    qk_nope_head_dim: int = Field(default=32, ge=0)
+    qk_rope_head_dim: int = Field(default=16, ge=2)
+    v_head_dim: int = Field(default=32, ge=1)
     # mixture of experts (DeepSeek-V3, arXiv:2412.19437 §2.1.2)
-    n_routed_experts: int = Field(0, ge=0)
-    n_shared_experts: int = Field(1, ge=0)
-    num_experts_per_tok: int = Field(2, ge=1)
-    moe_intermediate_size: int = Field(128, ge=1)
-    first_k_dense_replace: int = Field(1, ge=0)
-    n_group: int = Field(1, ge=1)
-    topk_group: int = Field(1, ge=1)
+    n_routed_experts: int = Field(default=0, ge=0)
+    n_shared_experts: int = Field(default=1, ge=0)
+    num_experts_per_tok: int = Field(default=2, ge=1)
+    moe_intermediate_size: int = Field(default=128, ge=1)
+    first_k_dense_replace: int = Field(default=1, ge=0)
+    n_group: int = Field(default=1, ge=1)
+    topk_group: int = Field(default=1, ge=1)
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
     # multi-token prediction (§2.2)
-    num_nextn_predict_layers: int = Field(0, ge=0)
+    num_nextn_predict_layers: int = Field(default=0, ge=0)
     # positions, norms, the rest
-    max_position_embeddings: int = Field(4096, ge=1)
+    max_position_embeddings: int = Field(default=4096, ge=1)
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     rope_interleave: bool = True
@@ -77,7 +77,11 @@ class ModelConfig(Config):
 
     @property
     def kv_heads(self) -> int:
-        return self.num_attention_heads if self.uses_latent_attention else self.num_key_value_heads or self.num_attention_heads
+        return (
+            self.num_attention_heads
+            if self.uses_latent_attention
+            else self.num_key_value_heads or self.num_attention_heads
+        )
 
     @property
     def attention_head_dim(self) -> int:

@@ -27,7 +27,9 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope: Tensor, positions: Tensor, document_start: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor, positions: Tensor, document_start: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, positions, document_start, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -53,7 +55,9 @@ class PredictionModule(Block):
         self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size)
         self.shared_head = SharedHead(config)
 
-    def predict(self, hidden: Tensor, embedded: Tensor, rope: Tensor, positions: Tensor, document_start: Tensor | None) -> Tensor:
+    def predict(
+        self, hidden: Tensor, embedded: Tensor, rope: Tensor, positions: Tensor, document_start: Tensor | None
+    ) -> Tensor:
         joined = self.eh_proj(torch.cat([self.enorm(embedded), self.hnorm(hidden)], -1))
         return self.shared_head.norm(super().forward(joined, rope, positions, document_start, None))
 
@@ -113,10 +117,15 @@ class Decoder(nn.Module):
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         return nn.functional.linear(hidden_states, head.weight.to(hidden_states.dtype)).float()
 
-    def mtp(self, hidden_states: Tensor, next_ids: list[Tensor], positions: Tensor, document_start: Tensor | None) -> list[Tensor]:
-        """Hidden states that predict token i+k+1, for k = 1..len(next_ids); next_ids[k-1][b, i] is token i+k (any id where none)."""
+    def mtp(
+        self, hidden_states: Tensor, next_ids: list[Tensor], positions: Tensor, document_start: Tensor | None
+    ) -> list[Tensor]:
+        """Hidden states that predict token i+k+1, for k = 1..len(next_ids); next_ids[k-1][b, i] is token i+k.
+
+        Where there is no such token any id will do: those positions come last in their document and are not learnt.
+        """
         outputs, rope = [], self.rope(positions)
-        for module, ids in zip(self.layers[self.config.num_hidden_layers :], next_ids):
+        for module, ids in zip(self.prediction_modules(), next_ids):
             hidden_states = module.predict(hidden_states, self.embed(ids), rope, positions, document_start)
             outputs.append(hidden_states)
         return outputs
@@ -125,6 +134,9 @@ class Decoder(nn.Module):
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, x, *rest, use_reentrant=False)  # type: ignore[return-value]
         return layer(x, *rest)
+
+    def prediction_modules(self) -> list[PredictionModule]:
+        return [m for m in self.layers if isinstance(m, PredictionModule)]
 
     def routers(self) -> list[Router]:
         return [m for m in self.modules() if isinstance(m, Router)]

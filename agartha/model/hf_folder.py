@@ -31,17 +31,18 @@ ARCHITECTURES = {
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
-def save_model(
-    folder: Path, decoder: Decoder, tokenizer: Any = None, extra: dict[str, Any] | None = None
-) -> None:
-    """Write a model folder in one step. tokenizer: anything with `save(folder)`. extra: further JSON files by name, such as the mixture and the lineage.
+def save_model(folder: Path, decoder: Decoder, tokenizer: Any = None, extra: dict[str, Any] | None = None) -> None:
+    """Write a model folder in one step.
 
+    tokenizer: anything with `save(folder)`. extra: further JSON files by name, such as the mixture and the lineage.
     Raises: CapacityError if the disk is full; nothing half-written is left.
     """
     with folder_atomic(folder) as temporary:
         write_json(temporary / CONFIG, published_config(decoder.config))
         special = {"eos_token_id": decoder.config.eos_token_id, "pad_token_id": decoder.config.pad_token_id}
-        write_json(temporary / "generation_config.json", {name: value for name, value in special.items() if value is not None})
+        write_json(
+            temporary / "generation_config.json", {name: value for name, value in special.items() if value is not None}
+        )
         save_file(dict(published_tensors(decoder)), temporary / WEIGHTS, metadata={"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(temporary)
@@ -70,7 +71,9 @@ def load_config(folder: Path) -> ModelConfig:
     known = {name: value for name, value in published.items() if name in ModelConfig.model_fields}
     rope = dict(published.get("rope_parameters") or {})
     known["rope_theta"] = rope.pop("rope_theta", published.get("rope_theta", 10000.0))
-    known["rope_scaling"] = published.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+    known["rope_scaling"] = published.get("rope_scaling") or (
+        rope if rope.get("rope_type", "default") != "default" else None
+    )
     if isinstance(known.get("eos_token_id"), list):
         known["eos_token_id"] = known["eos_token_id"][0]
     if published["model_type"] == "deepseek_v3":
@@ -98,7 +101,9 @@ def _refuse(published: dict[str, Any], path: Path) -> None:
     }
     for name, value in asked.items():
         if value:
-            raise CheckpointError(f"{path}: {name}={value!r} is not supported.", hint="it would change what the model says.")
+            raise CheckpointError(
+                f"{path}: {name}={value!r} is not supported.", hint="it would change what the model says."
+            )
 
 
 def published_config(config: ModelConfig) -> dict[str, Any]:
@@ -107,13 +112,24 @@ def published_config(config: ModelConfig) -> dict[str, Any]:
     spread = fields.pop("initializer_range")
     latent = config.uses_latent_attention
     if not latent:
-        strangers = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "rope_interleave")
+        strangers = (
+            "kv_lora_rank",
+            "q_lora_rank",
+            "qk_nope_head_dim",
+            "qk_rope_head_dim",
+            "v_head_dim",
+            "rope_interleave",
+        )
         fields = {n: v for n, v in fields.items() if n not in strangers and "expert" not in n and "group" not in n}
         fields["head_dim"] = config.attention_head_dim
     else:
         fields |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "head_dim": config.qk_rope_head_dim}
         if not config.n_routed_experts:  # a dense model of this kind: every layer comes before the first with experts
-            fields |= {"first_k_dense_replace": config.num_hidden_layers, "n_routed_experts": 8, "num_experts_per_tok": 2}
+            fields |= {
+                "first_k_dense_replace": config.num_hidden_layers,
+                "n_routed_experts": 8,
+                "num_experts_per_tok": 2,
+            }
     rope = {"rope_type": "default"} | (config.rope_scaling or {}) | {"rope_theta": config.rope_theta}
     return fields | {
         "architectures": [ARCHITECTURES[config.model_type]],
@@ -152,18 +168,22 @@ def published_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
 def load_weights(folder: Path, decoder: Decoder) -> None:
     """Fill a decoder from a folder's safetensors, memory-mapped. Raises: CheckpointError; see `load_model`."""
     ours = decoder.state_dict()
-    missing = {name for name in ours}
+    missing = set(ours)
     stacks: dict[str, int] = {}
     for name, tensor in _tensors(folder):
         target, view = _place(name, ours, decoder.config)
         if target is None:
             if _is_known_copy(name, decoder.config):
                 continue
-            raise CheckpointError(f"{folder}: unexpected tensor {name!r}.", hint="config.json and the weights do not match.")
+            raise CheckpointError(
+                f"{folder}: unexpected tensor {name!r}.", hint="config.json and the weights do not match."
+            )
         if view.shape != tensor.shape:
             raise CheckpointError(f"{folder}: {name} has shape {tuple(tensor.shape)}, must be {tuple(view.shape)}.")
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{folder}: {name} holds NaN or infinity.", hint="the file is damaged or training diverged.")
+            raise CheckpointError(
+                f"{folder}: {name} holds NaN or infinity.", hint="the file is damaged or training diverged."
+            )
         view.copy_(tensor)
         if EXPERT.fullmatch(name):
             stacks[target] = stacks.get(target, 0) + 1
@@ -172,7 +192,9 @@ def load_weights(folder: Path, decoder: Decoder) -> None:
                 continue
         missing.discard(target)
     if missing:
-        raise CheckpointError(f"{folder} lacks {len(missing)} tensors, first {min(missing)!r}.", hint="is a shard missing?")
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} tensors, first {min(missing)!r}.", hint="is a shard missing?"
+        )
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -182,7 +204,9 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}", hint="it may be cut short: copy it again.") from error
+            raise CheckpointError(
+                f"{path} cannot be read: {error}", hint="it may be cut short: copy it again."
+            ) from error
 
 
 def _files(folder: Path) -> list[Path]:
@@ -213,10 +237,13 @@ def _place(name: str, ours: dict[str, Tensor], config: ModelConfig) -> tuple[str
 
 def _is_known_copy(name: str, config: ModelConfig) -> bool:
     """Tensors that published files repeat or that concern modules this config leaves out."""
-    if name == "lm_head.weight" and config.tie_word_embeddings or name.endswith("rotary_emb.inv_freq"):
+    if (name == "lm_head.weight" and config.tie_word_embeddings) or name.endswith("rotary_emb.inv_freq"):
         return True
     found = re.match(r"model\.layers\.(\d+)\.", name)
     return found is not None and (
         int(found[1]) >= config.num_hidden_layers + config.num_nextn_predict_layers
-        or (int(found[1]) >= config.num_hidden_layers and name.endswith(("embed_tokens.weight", "shared_head.head.weight")))
+        or (
+            int(found[1]) >= config.num_hidden_layers
+            and name.endswith(("embed_tokens.weight", "shared_head.head.weight"))
+        )
     )

@@ -70,7 +70,13 @@ class _GroupedLinear(torch.autograd.Function):
 
 
 def attend_packed(
-    q: Tensor, k_nope: Tensor, k_rope: Tensor, v: Tensor, rope: Tensor, document_start: Tensor | None, config: ModelConfig
+    q: Tensor,
+    k_nope: Tensor,
+    k_rope: Tensor,
+    v: Tensor,
+    rope: Tensor,
+    document_start: Tensor | None,
+    config: ModelConfig,
 ) -> Tensor:
     """Causal attention inside packed documents, from unrotated parts.
 
@@ -83,7 +89,13 @@ def attend_packed(
 
 
 def attend_packed_plain(
-    q: Tensor, k_nope: Tensor, k_rope: Tensor, v: Tensor, rope: Tensor, document_start: Tensor | None, config: ModelConfig
+    q: Tensor,
+    k_nope: Tensor,
+    k_rope: Tensor,
+    v: Tensor,
+    rope: Tensor,
+    document_start: Tensor | None,
+    config: ModelConfig,
 ) -> Tensor:
     interleaved = config.rope_interleave and config.uses_latent_attention
     q_nope, q_rope = q.split([k_nope.shape[-1], k_rope.shape[-1]], -1)

@@ -58,7 +58,9 @@ def _yarn_factor(scaling: dict) -> float:
     if scaling.get("attention_factor") is not None:
         return scaling["attention_factor"]
     if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        return yarn_mscale(scaling["factor"], scaling["mscale"]) / yarn_mscale(scaling["factor"], scaling["mscale_all_dim"])
+        return yarn_mscale(scaling["factor"], scaling["mscale"]) / yarn_mscale(
+            scaling["factor"], scaling["mscale_all_dim"]
+        )
     return yarn_mscale(scaling["factor"])
 
 

@@ -43,7 +43,12 @@ def _worker(parallel: Parallel, config: PretrainConfig, folder: Path, command: l
         extra = {"mixture.json": mixture.card(), "lineage.json": lineage(entry)}
         save_model(folder / "model", learner.decoder, tokenizer, extra)
     totals = entry.entry.totals
-    return {"model": str(folder / "model"), "tokens": totals.tokens, "seconds": totals.seconds, "dollars": totals.dollars}
+    return {
+        "model": str(folder / "model"),
+        "tokens": totals.tokens,
+        "seconds": totals.seconds,
+        "dollars": totals.dollars,
+    }
 
 
 def build_and_train(
@@ -66,14 +71,23 @@ def open_data(config: DataConfig) -> tuple[Mixture, Tokenizer]:
     return mixture, Tokenizer.train(mixture.texts(), config.vocab_size)
 
 
-def open_loader(config: PretrainConfig, mixture: Mixture, tokenizer: Tokenizer, parallel: Parallel, seed: int = 0) -> Loader:
+def open_loader(
+    config: PretrainConfig, mixture: Mixture, tokenizer: Tokenizer, parallel: Parallel, seed: int = 0
+) -> Loader:
     rows, remainder = divmod(config.rows_per_step, parallel.world_size)
     if remainder or not rows:
         raise ConfigError(
-            f"rows_per_step={config.rows_per_step} cannot be shared by {parallel.world_size} workers.", hint="make it a multiple."
+            f"rows_per_step={config.rows_per_step} cannot be shared by {parallel.world_size} workers.",
+            hint="make it a multiple.",
         )
     return Loader(
-        mixture, tokenizer, config.data.row_length, rows, config.seed + seed, rank=parallel.rank, world_size=parallel.world_size
+        mixture,
+        tokenizer,
+        config.data.row_length,
+        rows,
+        config.seed + seed,
+        rank=parallel.rank,
+        world_size=parallel.world_size,
     )
 
 

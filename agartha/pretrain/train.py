@@ -1,6 +1,6 @@
 """Pretraining: a training token's life, from the corpus to the checkpoint, in one loop.
 
-    corpus -> mixture (recorded with hash and weight) -> packed batch -> decoder -> loss terms -> gradients -> optimizer
+corpus -> mixture (recorded with hash and weight) -> packed batch -> decoder -> loss terms -> gradients -> optimizer
 """
 
 from pathlib import Path
@@ -13,7 +13,9 @@ from agartha.ledger.record import Run
 from agartha.pretrain.config import PretrainConfig
 
 
-def pretrain(config: PretrainConfig, learner: Learner, loader: Loader, folder: Path, run: Run | None, stage: str = "pretrain") -> None:
+def pretrain(
+    config: PretrainConfig, learner: Learner, loader: Loader, folder: Path, run: Run | None, stage: str = "pretrain"
+) -> None:
     """Train `learner` on `config.tokens` tokens of `loader`; goes on where an earlier attempt in `folder` stopped.
 
     Every worker calls it with its own share of the rows. Raises: BudgetReached, Interrupted after saving.
@@ -32,7 +34,12 @@ def pretrain(config: PretrainConfig, learner: Learner, loader: Loader, folder: P
             scale = lr_scale(progress, config.schedule)
             metrics |= learner.optim_step(scale, balance=progress < config.balance_until)
             step, seen = step + 1, seen + per_step
-            numbers = {"loss": metrics.pop("cross_entropy"), "lr_scale": scale, **metrics, "padding_share": loader.padding_share}
+            numbers = {
+                "loss": metrics.pop("cross_entropy"),
+                "lr_scale": scale,
+                **metrics,
+                "padding_share": loader.padding_share,
+            }
             keep = {"loader": loader.state(), "extra": {"tokens": seen}}
             flops = per_step * learner.decoder.config.flops_per_token(context=mean_context(batch))
             session.end_step(step, numbers, per_step, flops, keep, last=step == total)

@@ -16,7 +16,9 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def _zero(result: dict[str, Any]) -> list[str]:
-    lines = [f"{result['seconds'] / 60:.1f} minutes, {result['peak_memory_bytes'] / 2**20:.0f} MiB, seed {result['seed']}"]
+    lines = [
+        f"{result['seconds'] / 60:.1f} minutes, {result['peak_memory_bytes'] / 2**20:.0f} MiB, seed {result['seed']}"
+    ]
     for name, level in result["heldout"].items():
         lines += ["", f"{name}: {level['n']} held-out problems", f"  base                 {_score(level['base'])}"]
         lines += [f"  {control:<20} {_score(scores)}" for control, scores in level["controls"].items()]

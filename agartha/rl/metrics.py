@@ -8,9 +8,7 @@ from agartha.rl.rollout import Attempt
 
 def step_metrics(groups: Sequence[Sequence[Attempt]], parallel: Parallel, limit: int) -> dict[str, float]:
     """Reward and its spread, groups without variance, faults, truncation, and lengths of right and wrong answers."""
-    facts = [
-        [(a.reward, a.length, a.is_truncated, a.episode.task.level) for a in group] for group in groups
-    ]
+    facts = [[(a.reward, a.length, a.is_truncated, a.episode.task.level) for a in group] for group in groups]
     everyone = [group for part in parallel.all_gather_object(facts) for group in part]
     attempts = [fact for group in everyone for fact in group]
     judged = [fact for fact in attempts if fact[0] is not None]

@@ -28,7 +28,9 @@ LONGEST_PROMPT = 512  # tokens, or half the model's positions where those are fe
 def run(config: RLConfig, folder: Path, command: Sequence[str]) -> dict[str, Any]:
     """Returns what was made: the model folder, tokens, seconds, dollars, last reward."""
     if not (Path(config.model) / "config.json").is_file():
-        raise ConfigError(f"model={config.model!r} is no model folder.", hint="name a folder with config.json and weights.")
+        raise ConfigError(
+            f"model={config.model!r} is no model folder.", hint="name a folder with config.json and weights."
+        )
     load_world(config.world)  # a world that does not load is said before workers start
     folder.mkdir(parents=True, exist_ok=True)
     return launch(_worker, config.workers, config, folder, list(command))
@@ -48,9 +50,19 @@ def _worker(parallel: Parallel, config: RLConfig, folder: Path, command: list[st
         learner = reinforce(parallel, config, decoder, tokenizer, folder, entry)
         facts = entry.entry.model_dump(mode="json")
         lineage = {name: facts[name] for name in ("run_id", "program", "command", "config_digest", "parents", "code")}
-        save_model(folder / "model", learner.decoder, tokenizer, {"lineage.json": lineage, "world.json": load_world(config.world).spec()})
+        save_model(
+            folder / "model",
+            learner.decoder,
+            tokenizer,
+            {"lineage.json": lineage, "world.json": load_world(config.world).spec()},
+        )
     totals = entry.entry.totals
-    return {"model": str(folder / "model"), "tokens": totals.tokens, "seconds": totals.seconds, "dollars": totals.dollars}
+    return {
+        "model": str(folder / "model"),
+        "tokens": totals.tokens,
+        "seconds": totals.seconds,
+        "dollars": totals.dollars,
+    }
 
 
 def reinforce(

@@ -5,7 +5,7 @@ Every worker draws its share of the tasks, and what is averaged is averaged over
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ def train(config: RLConfig, learner: Learner, setting: Setting, folder: Path, ru
     Raises: BudgetReached or Interrupted after saving; NumericsError if sampling and training disagree too far.
     """
     session = Session(folder, "rl", learner, run, config.save_every)
-    curriculum = Curriculum(setting.world.levels, config.curriculum.low, config.curriculum.high, config.curriculum.window, config.seed)
+    curriculum = Curriculum(
+        setting.world.levels, config.curriculum.low, config.curriculum.high, config.curriculum.window, config.seed
+    )
     state = session.resume()
     step = state.step if state else 0
     if state:
@@ -70,7 +72,9 @@ def train(config: RLConfig, learner: Learner, setting: Setting, folder: Path, ru
             check_gap(numbers, config.gap_limit)
 
 
-def collect(config: RLConfig, learner: Learner, setting: Setting, curriculum: Curriculum, step: int) -> list[list[Attempt]]:
+def collect(
+    config: RLConfig, learner: Learner, setting: Setting, curriculum: Curriculum, step: int
+) -> list[list[Attempt]]:
     """This worker's groups of one step; groups that teach nothing are replaced by fresh ones, a bounded number of times."""
     parallel, groups = learner.parallel, []
     wanted = config.prompts_per_step // parallel.world_size
@@ -80,7 +84,9 @@ def collect(config: RLConfig, learner: Learner, setting: Setting, curriculum: Cu
         tasks = [draw(setting.world, levels[i], (config.seed, step, attempt, i)) for i in mine]
         seeds = [number_of(config.seed, step, attempt, i, "sample") for i in mine]
         fresh = rollout(learner, setting.world, setting.tokenizer, tasks, seeds, config)
-        remember(curriculum, parallel.all_gather_object([(g[0].episode.task.level, [a.reward for a in g]) for g in fresh]))
+        remember(
+            curriculum, parallel.all_gather_object([(g[0].episode.task.level, [a.reward for a in g]) for g in fresh])
+        )
         groups += fresh
         short = [wanted - sum(teaches(group) for group in groups)]
         if max(parallel.all_gather_object(short))[0] <= 0:
@@ -107,7 +113,9 @@ def teaches(group: Sequence[Attempt]) -> bool:
     return len({attempt.reward for attempt in group} - {None}) > 1
 
 
-def lesson(config: RLConfig, learner: Learner, setting: Setting, groups: list[list[Attempt]]) -> tuple[list[Batch], dict[str, float]]:
+def lesson(
+    config: RLConfig, learner: Learner, setting: Setting, groups: list[list[Attempt]]
+) -> tuple[list[Batch], dict[str, float]]:
     """Groups -> one batch for each optimizer step, with advantages on the tokens; groups without variance are left out.
 
     Every worker has the same number of batches, though some may be empty of anything to learn.
@@ -131,7 +139,10 @@ def lesson(config: RLConfig, learner: Learner, setting: Setting, groups: list[li
     order = np.random.default_rng(number_of(config.seed, len(lengths), "shuffle")).permutation(len(documents))
     parts = [[documents[i] for i in order[k :: config.updates_per_rollout]] for k in range(config.updates_per_rollout)]
     longest = max([row_length, *(len(d) for d in documents)])
-    batches = [pack(part, longest, setting.tokenizer.pad_id) if part else empty_batch(longest, setting.tokenizer.pad_id) for part in parts]
+    batches = [
+        pack(part, longest, setting.tokenizer.pad_id) if part else empty_batch(longest, setting.tokenizer.pad_id)
+        for part in parts
+    ]
     return [prepared(config, learner, setting, batch) for batch in batches], {"episodes_trained": float(len(lengths))}
 
 
@@ -149,9 +160,7 @@ def empty_batch(row_length: int, pad_id: int) -> Batch:
 
 
 def prepared(config: RLConfig, learner: Learner, setting: Setting, batch: Batch) -> Batch:
-    """Adds the reference's opinion and, where weights moved between sampling and training, the truncated ratio."""
-    from dataclasses import replace
-
+    """Adds the reference's opinion where there is a KL term."""
     if setting.reference is not None and config.kl_weight > 0:
         ours, learner.decoder = learner.decoder, setting.reference
         try:
@@ -174,7 +183,12 @@ def update(config: RLConfig, learner: Learner, batches: list[Batch], step: int) 
     """One optimizer step for each batch."""
     algorithm = ALGORITHMS[config.algorithm]
     low, high = (algorithm.clip[i] if own is None else own for i, own in enumerate((config.clip_low, config.clip_high)))
-    loss = partial(corrected, partial(algorithm.loss, clip_low=low, clip_high=high), config.importance_cap, config.updates_per_rollout)
+    loss = partial(
+        corrected,
+        partial(algorithm.loss, clip_low=low, clip_high=high),
+        config.importance_cap,
+        config.updates_per_rollout,
+    )
     objective = Objective(LossTerms(policy=1.0, divergence=config.kl_weight), loss, config.sampling.temperature)
     scale = lr_scale((step + 1) / config.steps, config.schedule)
     history = []
@@ -183,11 +197,24 @@ def update(config: RLConfig, learner: Learner, batches: list[Batch], step: int) 
         history.append(metrics | learner.optim_step(scale, balance=False))
     names = {name for metrics in history for name in metrics}
     means = {name: sum(m.get(name, 0.0) for m in history) / len(history) for name in names}
-    first = {"gap": history[0].get("logprob_gap", 0.0), "gap_max": history[0].get("logprob_gap_max", 0.0)} if history else {}
+    first = (
+        {"gap": history[0].get("logprob_gap", 0.0), "gap_max": history[0].get("logprob_gap_max", 0.0)}
+        if history
+        else {}
+    )
     return means | first | {"lr_scale": scale}
 
 
-def corrected(loss: Any, cap: float | None, updates: int, policy: Tensor, sampling: Tensor, advantages: Tensor, weight: Tensor, ids: Tensor):
+def corrected(
+    loss: Any,
+    cap: float | None,
+    updates: int,
+    policy: Tensor,
+    sampling: Tensor,
+    advantages: Tensor,
+    weight: Tensor,
+    ids: Tensor,
+):
     """With one update per rollout the ratio only measures how sampling and training differ: take it as a truncated weight
     and differentiate at ratio 1. With several, the ratio is the policy's own movement and the algorithm clips it."""
     if updates > 1 or cap is None:
@@ -200,7 +227,7 @@ def count(groups: list[list[Attempt]], batches: list[Batch], learner: Learner) -
     """Tokens sampled, and model FLOPs of sampling and training, over all workers."""
     config = learner.decoder.config
     sampled = sum(attempt.length for group in groups for attempt in group)
-    context = np.mean([len(a.prompt_ids) + a.length / 2 for group in groups for a in group])
+    context = float(np.mean([len(a.prompt_ids) + a.length / 2 for group in groups for a in group]))
     trained = sum(batch.num_tokens for batch in batches)
     main = config.model_copy(update={"num_nextn_predict_layers": 0})
     flops = sampled * main.flops_per_token(context, training=False) + trained * main.flops_per_token(context)

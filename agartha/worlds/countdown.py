@@ -81,17 +81,23 @@ class Countdown(World):
 
     def cheats(self, task: Task) -> list[str]:
         given, target = task.data["numbers"], task.data["target"]
-        a, b, *rest = given
+        a, b, *_ = given
         right = self.oracle(task)
         inner = right.removeprefix(OPEN).removesuffix(CLOSE).strip()
-        answers = [
-            f"{target}", f"{a} - {a} + {target}", f"{a} + {b}", f"{inner} + {a} - {a}", f"{a} ** {b}", f"{a} // {b}", f"-({inner}) * -1",
-            f"+{inner}", f"{a} + {b} = {target}", f"{a} * 1 = {target}", f"{target} + 0 = {target}", inner.replace("1", "\u0661") + "\u0661",
-            "9" * 100_000, "(" * 5_000 + inner, f"{inner} = {target}", f"{inner} #", f"int('{target}')", f"{inner} or 1", "", " ",
-            f"0{inner}", f"{a} % {b}", "1e9", "None", f"{OPEN} {inner} {CLOSE}",
-        ]  # fmt: skip
-        outside = [inner, right + " ", f"{right} {right}", f"{right} and more", right.replace(CLOSE, ""), CLOSE + inner + OPEN]
-        return [f"{OPEN} {answer} {CLOSE}" for answer in answers] + [o for o in outside if o != right + " "]
+        hacks = [
+            f"{a} - {a} + {target}",
+            f"{inner} + {a} - {a}",
+            f"-({inner}) * -1",
+            f"int('{target}')",
+            f"{inner} or 1",
+        ]
+        numbers = [f"{target}", f"{a} + {b}", f"0{inner}", "1e9", "None", "9" * 100_000, "(" * 5_000 + inner]
+        operators = [f"{a} ** {b}", f"{a} // {b}", f"{a} % {b}", f"+{inner}", f"{inner} #"]
+        chains = [f"{a} + {b} = {target}", f"{a} * 1 = {target}", f"{target} + 0 = {target}", f"{inner} = {target}"]
+        strange = [inner.replace("1", "\u0661") + "\u0661", "", " ", f"{OPEN} {inner} {CLOSE}"]
+        answers = [*hacks, *numbers, *operators, *chains, *strange]
+        outside = [inner, f"{right} {right}", f"{right} and more", right.replace(CLOSE, ""), CLOSE + inner + OPEN]
+        return [f"{OPEN} {answer} {CLOSE}" for answer in answers] + outside
 
 
 class WrongStep(NotAnExpression):
@@ -144,7 +150,9 @@ def problem(numbers: Sequence[int], target: int) -> Task:
     """A task from a user's own numbers. Raises: WorldError for what is no countdown problem."""
     for value in (*numbers, target):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= HIGHEST_ASKED:
-            raise WorldError(f"{value!r} is not a whole number from 1 to {HIGHEST_ASKED}.", hint="numbers and target are such.")
+            raise WorldError(
+                f"{value!r} is not a whole number from 1 to {HIGHEST_ASKED}.", hint="numbers and target are such."
+            )
     if not 2 <= len(numbers) <= 6:
         raise WorldError(f"{len(numbers)} numbers, must be 2 to 6.")
     prompt = f"{' '.join(map(str, numbers))} -> {target} :"

@@ -26,5 +26,6 @@ def load_world(name: str) -> World:
 
         return load_file(Path(name))
     raise WorldError(
-        f"world {name!r} is unknown.", hint="use countdown, gym:NAME, maths, maths:FILE.jsonl or the path of a Python file."
+        f"world {name!r} is unknown.",
+        hint="use countdown, gym:NAME, maths, maths:FILE.jsonl or the path of a Python file.",
     )

@@ -114,6 +114,11 @@ def complaint(verdict: Any) -> str | None:
     if not isinstance(verdict, Verdict):
         return f"the verifier returned {type(verdict).__name__}, must be a Verdict"
     reward = verdict.reward
-    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward) or not 0 <= reward <= 1:
+    if (
+        isinstance(reward, bool)
+        or not isinstance(reward, int | float)
+        or not math.isfinite(reward)
+        or not 0 <= reward <= 1
+    ):
         return f"the reward is {reward!r}, must be a number between 0 and 1"
     return None

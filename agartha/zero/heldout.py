@@ -30,7 +30,13 @@ class Examiner:
     """Asks, splits the problems over the workers, and keeps every result in `heldout.json`."""
 
     def __init__(self, folder: Path, parallel: Parallel, world: World, tokenizer: Tokenizer, config: HeldOutConfig):
-        self.path, self.parallel, self.world, self.tokenizer, self.config = folder / "heldout.json", parallel, world, tokenizer, config
+        self.path, self.parallel, self.world, self.tokenizer, self.config = (
+            folder / "heldout.json",
+            parallel,
+            world,
+            tokenizer,
+            config,
+        )
         self.tasks = {level: heldout_tasks(world, level, config.problems, config.seed) for level in config.levels}
         self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
@@ -46,7 +52,9 @@ class Examiner:
 
     def _level(self, generator: Generator, question: Question, level: int) -> dict[str, Any]:
         tasks, ranks = self.tasks[level], self.parallel.world_size
-        sampling = Sampling(question.temperature, max_tokens=self.config.max_tokens, seed=self.config.seed + self.parallel.rank * 10**6)
+        sampling = Sampling(
+            question.temperature, max_tokens=self.config.max_tokens, seed=self.config.seed + self.parallel.rank * 10**6
+        )
         mine = tasks[self.parallel.rank :: ranks]
         own = evaluate(generator, self.tokenizer, self.world, mine, sampling, forced_prefix=question.forced)
         shares = self.parallel.all_gather_object(own)
@@ -58,4 +66,7 @@ class Examiner:
 
 def _transcript(record: Record) -> dict[str, Any]:
     facts = asdict(record)
-    return {"prompt": record.task.prompt, **{name: facts[name] for name in ("completion", "reward", "reason", "answer")}}
+    return {
+        "prompt": record.task.prompt,
+        **{name: facts[name] for name in ("completion", "reward", "reason", "answer")},
+    }

@@ -53,7 +53,9 @@ def _worker(parallel: Parallel, config: ZeroConfig, folder: Path, command: list[
         stages.all()
         entry.flush()
         facts = {"peak_memory_bytes": max(stages.peak, peak_memory_bytes())}
-        report = compose(config, stages.examiner.results, entry.entry.model_dump(mode="json"), stages.mixture.card(), facts)
+        report = compose(
+            config, stages.examiner.results, entry.entry.model_dump(mode="json"), stages.mixture.card(), facts
+        )
         write_json(folder / "report.json", report)
         write_report(folder / "report.html", report, read_metrics(folder / "metrics.jsonl"))
     return report

@@ -8,13 +8,19 @@ from agartha.zero.config import ZeroConfig
 SHOWN = ("accuracy", "low", "high", "tokens", "truncated")
 CONTROLS = ("sharper temperature", "forced start", "more pretraining")
 LIMITS = [
-    "Numbers from 1 to 20, values from 0 to 99, whole numbers on the way: other problems are outside what the model has words for.",
-    "The corpus holds searches as well as guesses; reinforcement learning chooses and sharpens what is there, it invents no arithmetic.",
+    "Numbers from 1 to 20, whole numbers from 0 to 99 on the way: for other problems the model has no words.",
+    "The corpus holds searches as well as guesses; reinforcement learning chooses and sharpens what is there.",
     "One task. Nothing here says how the model would do at another.",
 ]
+REWARD = (
+    "1 for an answer that uses each number exactly once and reaches the target, 0 for anything else. "
+    "Nothing is paid for form or length."
+)
 
 
-def compose(config: ZeroConfig, results: dict[str, Any], entry: dict[str, Any], card: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+def compose(
+    config: ZeroConfig, results: dict[str, Any], entry: dict[str, Any], card: dict[str, Any], facts: dict[str, Any]
+) -> dict[str, Any]:
     """The report's facts, from the held-out results and the ledger's record."""
     world = config.rl.world
     totals = entry["totals"]
@@ -32,7 +38,7 @@ def compose(config: ZeroConfig, results: dict[str, Any], entry: dict[str, Any], 
         "interval": "95% bootstrap over problems",
         "transcripts": _transcripts(results, config),
         "mixture": card,
-        "reward": "1 for an answer that uses each number exactly once and reaches the target, 0 for anything else. Nothing is paid for form or length.",
+        "reward": REWARD,
         "optimizer": "Muon for matrices and AdamW for the rest in pretraining; see config for reinforcement learning.",
         "config": resolved(config),
         "machine": entry["machine"],

@@ -24,7 +24,8 @@ SHAPES = {
     "latent, dense": LATENT,
     "latent, low-rank queries": LATENT | {"q_lora_rank": 24},
     "experts": EXPERTS,
-    "experts in groups, scaled": EXPERTS | {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "q_lora_rank": 24},
+    "experts in groups, scaled": EXPERTS
+    | {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "q_lora_rank": 24},
     "experts, gates not normalised": EXPERTS | {"norm_topk_prob": False, "first_k_dense_replace": 0},
     "two shared experts, dense first": EXPERTS | {"n_shared_experts": 2, "first_k_dense_replace": 2},
     "rope in halves": EXPERTS | {"rope_interleave": False},

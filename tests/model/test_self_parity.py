@@ -1,5 +1,7 @@
 """Our forms against each other: cached and full, packed and apart, compiled and plain, fast and naive."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from models import EXPERTS, LATENT, SHAPES, random_decoder, some_tokens
@@ -50,10 +52,10 @@ def test_packed_documents_equal_documents_alone(shape: dict, kernel: bool, monke
     decoder = random_decoder(shape)
     ids, _ = some_tokens(1, 60)
     borders = [0, 1, 18, 40, 60]
-    start = torch.cat([torch.full((b - a,), a) for a, b in zip(borders, borders[1:])])[None].int()
+    start = torch.cat([torch.full((b - a,), a) for a, b in pairwise(borders)])[None].int()
     positions = torch.arange(60)[None] - start
     packed = decoder(ids, positions, start)
-    for a, b in zip(borders, borders[1:]):
+    for a, b in pairwise(borders):
         alone = decoder(ids[:, a:b], torch.arange(b - a)[None])
         assert (packed[:, a:b] - alone).abs().max() < 1e-5
 
@@ -87,7 +89,12 @@ def test_attention_kernel_has_the_gradients_of_the_plain_form(name: str, dtype: 
     latent, heads = config.uses_latent_attention, config.num_attention_heads
     nope, rope = (config.qk_nope_head_dim, config.qk_rope_head_dim) if latent else (0, config.attention_head_dim)
     groups, value = config.kv_heads, config.v_head_dim if latent else config.attention_head_dim
-    shapes = [(2, 65, heads, nope + rope), (2, 65, groups, nope), (2, 65, 1 if latent else groups, rope), (2, 65, groups, value)]
+    shapes = [
+        (2, 65, heads, nope + rope),
+        (2, 65, groups, nope),
+        (2, 65, 1 if latent else groups, rope),
+        (2, 65, groups, value),
+    ]
     turns, start = torch.randn(2, 65, rope), (torch.arange(65) // 20 * 20).int().expand(2, 65)
     grads = []
     for form in (lambda *x: ops.attend_packed(*x), lambda *x: ops.attend_packed_plain(*x)):
@@ -120,7 +127,10 @@ def test_predicted_tokens_further_ahead_equal_a_loop_over_positions() -> None:
                 module.eh_proj(torch.cat([module.enorm(decoder.embed(ids[:, a + i + depth])), module.hnorm(previous[:, i])], -1))[:, None]
                 for i in range(usable)
             ], 1)  # fmt: skip
-            states = [super(type(module), module).forward(joined[:, : i + 1], rope[:, : i + 1], None, None, None)[:, -1] for i in range(usable)]
+            states = [
+                super(type(module), module).forward(joined[:, : i + 1], rope[:, : i + 1], None, None, None)[:, -1]
+                for i in range(usable)
+            ]
             previous = module.shared_head.norm(torch.stack(states, 1))
             assert (fast[depth - 1][:, a : a + usable] - previous).abs().max() < 1e-5
 

@@ -17,7 +17,17 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fno-math-errno", "-std=gnu11", "-fPIC", "-shared", "-w"]
+FLAGS = [
+    "-O3",
+    "-march=native",
+    "-ffast-math",
+    "-fno-finite-math-only",
+    "-fno-math-errno",
+    "-std=gnu11",
+    "-fPIC",
+    "-shared",
+    "-w",
+]
 
 
 @cache

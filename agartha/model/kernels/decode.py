@@ -31,7 +31,10 @@ class _Layer(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *[(n, INT) for n in ("layers", "hidden", "vocab", "heads", "key_heads", "nope", "rope", "value", "latent", "head_dim")],
+        *[
+            (n, INT)
+            for n in ("layers", "hidden", "vocab", "heads", "key_heads", "nope", "rope", "value", "latent", "head_dim")
+        ],
         *[(n, INT) for n in ("experts", "chosen", "groups", "top_groups", "normalise", "expert_width")],
         *[(n, INT) for n in ("type", "interleaved", "rows", "length")],
         *[(n, FLOAT) for n in ("eps", "scale", "routed_scale")],
@@ -64,7 +67,9 @@ class PackedDecoder:
             self.values = torch.zeros(slab * self.value_width, dtype=kept)
         except RuntimeError as error:
             wanted = slab * (self.key_width + self.value_width) * kept.itemsize
-            raise CapacityError(f"no memory for a cache of {wanted} bytes", hint="lower max_rows or max_length") from error
+            raise CapacityError(
+                f"no memory for a cache of {wanted} bytes", hint="lower max_rows or max_length"
+            ) from error
         self.load_weights(decoder)
 
     @staticmethod
@@ -81,7 +86,7 @@ class PackedDecoder:
         self._kept: list[Tensor] = []
         self.layers = (_Layer * config.num_hidden_layers)()
         for layer, block in zip(self.layers, decoder.layers):
-            self._fill(layer, block)
+            self._fill(layer, block)  # type: ignore[arg-type]
         head = decoder.embed_tokens if decoder.lm_head is None else decoder.lm_head
         rope = Rope(config)(torch.arange(min(self.length, config.max_position_embeddings)))
         latent = config.uses_latent_attention

@@ -82,10 +82,16 @@ class _Problem(ctypes.Structure):
     """`Attention` of train.c, field for field."""
 
     _fields_ = [
-        *[(n, ctypes.c_int64) for n in ("batch", "tokens", "heads", "key_heads", "nope", "rope", "value", "type", "interleaved")],
+        *[
+            (n, ctypes.c_int64)
+            for n in ("batch", "tokens", "heads", "key_heads", "nope", "rope", "value", "type", "interleaved")
+        ],
         ("scale", ctypes.c_float),
         *[(n, ctypes.c_void_p) for n in ("q", "k_nope", "k_rope", "v")],
-        *[(n, ctypes.c_int64) for n in ("q_row", "q_head", "kn_row", "kn_head", "kr_row", "kr_head", "v_row", "v_head")],
+        *[
+            (n, ctypes.c_int64)
+            for n in ("q_row", "q_head", "kn_row", "kn_head", "kr_row", "kr_head", "v_row", "v_head")
+        ],
         *[(n, ctypes.c_void_p) for n in ("cos_sin", "start", "out", "lse", "d_out", "d_q", "d_v", "d_kn", "d_kr")],
     ]
 
@@ -125,12 +131,24 @@ def _problem(q: Tensor, k_nope: Tensor, k_rope: Tensor, v: Tensor, constants: tu
     cos_sin, start, scale, interleaved = constants
     batch, tokens, heads, _ = q.shape
     problem = _Problem(
-        batch, tokens, heads, v.shape[2], k_nope.shape[-1], k_rope.shape[-1], v.shape[-1], TYPES[q.dtype], interleaved, scale
+        batch,
+        tokens,
+        heads,
+        v.shape[2],
+        k_nope.shape[-1],
+        k_rope.shape[-1],
+        v.shape[-1],
+        TYPES[q.dtype],
+        interleaved,
+        scale,
     )
     problem.q, problem.k_nope, problem.k_rope, problem.v = (x.data_ptr() for x in (q, k_nope, k_rope, v))
     problem.q_row, problem.q_head = q.stride(1), q.stride(2)
     problem.kn_row, problem.kn_head = k_nope.stride(1), k_nope.stride(2)
-    problem.kr_row, problem.kr_head = k_rope.stride(1), k_rope.stride(2) if k_rope.shape[2] > 1 or v.shape[2] == 1 else 0
+    problem.kr_row, problem.kr_head = (
+        k_rope.stride(1),
+        k_rope.stride(2) if k_rope.shape[2] > 1 or v.shape[2] == 1 else 0,
+    )
     problem.v_row, problem.v_head = v.stride(1), v.stride(2)
     problem.cos_sin, problem.start = cos_sin.data_ptr(), None if start is None else start.data_ptr()
     return problem
@@ -139,12 +157,20 @@ def _problem(q: Tensor, k_nope: Tensor, k_rope: Tensor, v: Tensor, constants: tu
 def _call(name: str, problem: _Problem) -> None:
     if getattr(library(), name)(ctypes.byref(problem)):
         raise CapacityError(
-            f"no memory for the attention scratch of {problem.tokens} tokens", hint="shorten data.row_length or the sequence"
+            f"no memory for the attention scratch of {problem.tokens} tokens",
+            hint="shorten data.row_length or the sequence",
         )
 
 
 def attention(
-    q: Tensor, k_nope: Tensor, k_rope: Tensor, v: Tensor, rope: Tensor, start: Tensor | None, scale: float, interleaved: bool
+    q: Tensor,
+    k_nope: Tensor,
+    k_rope: Tensor,
+    v: Tensor,
+    rope: Tensor,
+    start: Tensor | None,
+    scale: float,
+    interleaved: bool,
 ) -> Tensor:
     """Compiled form of `ops.attend_packed`; shapes as there."""
     batch, tokens = q.shape[:2]
