@@ -32,7 +32,7 @@ def compose(
         "seconds": totals["seconds"],
         "peak_memory_bytes": facts["peak_memory_bytes"],
         "dollars": totals["dollars"],
-        "stages": entry["stages"],
+        "stages": [stage | {"flops": stage["model_flops"]} for stage in entry["stages"]],
         "totals": totals,
         "heldout": heldout,
         "interval": "95% bootstrap over problems",

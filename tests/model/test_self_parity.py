@@ -123,14 +123,10 @@ def test_predicted_tokens_further_ahead_equal_a_loop_over_positions() -> None:
         previous, rope = hidden[:, a:b], decoder.rope(torch.arange(b - a)[None])
         for depth in (1, 2):
             module, usable = decoder.layers[3 + depth - 1], b - a - depth
-            joined = torch.cat([
-                module.eh_proj(torch.cat([module.enorm(decoder.embed(ids[:, a + i + depth])), module.hnorm(previous[:, i])], -1))[:, None]
-                for i in range(usable)
-            ], 1)  # fmt: skip
-            states = [
-                super(type(module), module).forward(joined[:, : i + 1], rope[:, : i + 1], None, None, None)[:, -1]
-                for i in range(usable)
-            ]
+            ahead = module.enorm(decoder.embed(ids[:, a + depth : b]))
+            joined = module.eh_proj(torch.cat([ahead, module.hnorm(previous[:, :usable])], -1))
+            block = super(type(module), module).forward
+            states = [block(joined[:, : i + 1], rope[:, : i + 1], None, None, None)[:, -1] for i in range(usable)]
             previous = module.shared_head.norm(torch.stack(states, 1))
             assert (fast[depth - 1][:, a : a + usable] - previous).abs().max() < 1e-5
 

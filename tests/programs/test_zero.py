@@ -1,0 +1,66 @@
+"""The demonstration, in small: every stage, every file, and the numbers a reader is promised."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import SMALL_MODEL, Command
+
+
+@pytest.fixture(scope="module")
+def run(agartha: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "zero"
+    shape = [f"pretrain.model.{name}={value}" for name, value in SMALL_MODEL.items()]
+    done = agartha(
+        "zero", "seed=1", "pretrain.tokens=20000", "rl.steps=2", "rl.prompts_per_step=4", "rl.sampling.max_tokens=32",
+        "heldout.problems=12", "heldout.max_tokens=40", "rl.gap_limit=1.0", *shape, "--folder", folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_report_holds_what_is_promised(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    assert {"seconds", "peak_memory_bytes", "stages", "heldout", "seed", "command"} <= report.keys()
+    assert all({"name", "seconds", "tokens", "flops", "dollars"} <= stage.keys() for stage in report["stages"])
+    for level in ("countdown3", "countdown4"):
+        scores = report["heldout"][level]
+        assert scores["n"] == 12 and set(scores["controls"]) == {
+            "sharper temperature",
+            "forced start",
+            "more pretraining",
+        }
+        for name in ("base", "zero"):
+            assert {"accuracy", "low", "high", "tokens"} <= scores[name].keys()
+    page = (run / "report.html").read_text()
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_model_opens_in_transformers_with_the_same_greedy_answers(run: Path) -> None:
+    from agartha.engine.generator import Generator, Request, Sampling
+    from agartha.model.hf_folder import load_model
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
+    ours = Generator(load_model(run / "model"), 4, 64)
+    for prompt in ("3 12 8 -> 28 :", "5 6 7 11 -> 9 :"):
+        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+        reference = theirs.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :].tolist()
+        stops = (tokenizer.eos_token_id,)
+        [[mine]] = ours.generate([Request(ids[0].tolist(), Sampling(0.0, max_tokens=24, stop_ids=stops))])
+        assert mine.token_ids == reference
+
+
+def test_everything_that_shaped_the_model_is_beside_it(run: Path) -> None:
+    mixture = json.loads((run / "model" / "mixture.json").read_text())["sources"][0]
+    assert mixture["hash"].startswith("sha256:") and mixture["licence"] and mixture["weight"] == 1.0
+    lineage = json.loads((run / "model" / "lineage.json").read_text())
+    assert lineage["command"].startswith("agartha zero") and lineage["config_digest"]
+
+
+def test_runs_lists_it_with_its_cost(run: Path, agartha: Command) -> None:
+    listed = json.loads(agartha("runs", "--root", run.parent, "--json").stdout)
+    assert any(entry["program"] == "zero" and entry["status"] == "finished" for entry in listed["runs"])
+    assert listed["totals"]["tokens"] > 20000
