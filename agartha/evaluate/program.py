@@ -13,6 +13,7 @@ from agartha.learn.parallel import local_device
 from agartha.learn.precision import compute_dtype
 from agartha.model.hf_folder import load_model
 from agartha.text.tokenizer import Tokenizer
+from agartha.worlds.checks import preflight
 from agartha.worlds.countdown import problem
 from agartha.worlds.load import load_world
 from agartha.worlds.types import Task
@@ -25,6 +26,7 @@ MAX_PROBLEM_FILE = 64 * 2**20  # bytes
 def run(model_folder: Path, world_name: str, config: EvalConfig, problems: Path | None = None) -> dict[str, Any]:
     """Scores on held-out problems by level, or, with a file of the user's own problems, a record for each."""
     world = load_world(world_name)
+    preflight(world)
     own = read_problems(problems, world) if problems is not None else None
     tokenizer, device = Tokenizer.load(model_folder), local_device(0)
     decoder = load_model(model_folder).to(device)

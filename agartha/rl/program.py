@@ -20,6 +20,7 @@ from agartha.model.hf_folder import load_model, save_model
 from agartha.rl.config import RLConfig
 from agartha.rl.train import Setting, train
 from agartha.text.tokenizer import Tokenizer
+from agartha.worlds.checks import preflight
 from agartha.worlds.load import load_world
 
 LONGEST_PROMPT = 512  # tokens, or half the model's positions where those are fewer
@@ -31,7 +32,7 @@ def run(config: RLConfig, folder: Path, command: Sequence[str]) -> dict[str, Any
         raise ConfigError(
             f"model={config.model!r} is no model folder.", hint="name a folder with config.json and weights."
         )
-    load_world(config.world)  # a world that does not load is said before workers start
+    preflight(load_world(config.world))  # a broken world is said before workers start
     folder.mkdir(parents=True, exist_ok=True)
     return launch(_worker, config.workers, config, folder, list(command))
 

@@ -13,13 +13,13 @@ from fractions import Fraction
 from functools import lru_cache
 
 from agartha.core.errors import WorldError
+from agartha.worlds.answers import CLOSE, OPEN, find_answer
 from agartha.worlds.expression import MAX_CHARACTERS, Node, NotAnExpression, combine, number, parse, to_text
 from agartha.worlds.heldout import is_held_out
 from agartha.worlds.types import Task, Verdict
 from agartha.worlds.world import World
 
 HIGHEST_GIVEN, HIGHEST_VALUE, HIGHEST_ASKED = 20, 99, 999_999
-OPEN, CLOSE = "<answer>", "</answer>"
 STEP = re.compile(r" *([0-9]{1,6}) *([-+*/]) *([0-9]{1,6}) *= *([0-9]{1,12}) *", re.ASCII)
 
 Move = tuple[int, str, int, int, tuple[int, ...]]  # a, operator, b, result, what is left (the result first)
@@ -102,19 +102,6 @@ class Countdown(World):
 
 class WrongStep(NotAnExpression):
     """A chain whose steps do not hold."""
-
-
-def find_answer(completion: str) -> tuple[str | None, str]:
-    """The text between the one `<answer>` and the `</answer>` that ends the completion, or None and why."""
-    if completion.count(OPEN) != 1 or completion.count(CLOSE) != 1:
-        return None, f"{completion.count(OPEN)} {OPEN} and {completion.count(CLOSE)} {CLOSE}, one each is wanted"
-    before, _, after = completion.partition(OPEN)
-    answer, close, rest = after.partition(CLOSE)
-    if not close:
-        return None, f"{CLOSE} comes before {OPEN}"
-    if rest.strip(" \n\t"):
-        return None, f"something follows {CLOSE}"
-    return answer.strip(" \n\t"), ""
 
 
 def chain(text: str, given: Sequence[int]) -> Node:

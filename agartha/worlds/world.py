@@ -22,6 +22,8 @@ class World:
     version = "1"
     levels: tuple[int, ...] = (0,)
     """Difficulties, easiest first."""
+    source = ""
+    """What `load_world` opens it by; a process of its own needs it."""
     isolated = False
     """Whether the verifier runs code that may hang or crash, so that `judge` must not call it in this process."""
 
