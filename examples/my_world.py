@@ -9,7 +9,7 @@ import random
 levels = (10, 100, 1000)  # the largest number in a sum, easiest first
 
 VALUES = 1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1
-SIGNS = "M CM D CD C XC L XL X IX V IV I".split()
+SIGNS = ["M", "CM", "D", "CD", "C", "XC", "L", "XL", "X", "IX", "V", "IV", "I"]
 
 
 def roman(number):
