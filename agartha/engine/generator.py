@@ -87,7 +87,7 @@ class _Batch:
         self.live, self.seed, self.settings = np.zeros(rows, bool), np.zeros(rows, np.uint64), np.zeros((rows, 3))
         self.stops = np.full((rows, stops), -1, np.int64)
         self.ids, self.logprobs = np.zeros((rows, longest), np.int64), np.zeros((rows, longest), np.float32)
-        self.holder: dict[int, int] = {}  # request -> a row whose cache begins with its prompt
+        self.source = -1, -1  # the request admitted last, and the row that holds its prompt
 
     def run(self) -> list[list[Completion]]:
         free = deque(range(len(self.owner)))
@@ -111,23 +111,30 @@ class _Batch:
         return self.done  # type: ignore[return-value]
 
     def _admit(self, free: deque[int]) -> None:
-        """Give waiting work to free rows: prompts of new groups are prefilled together, the others copied."""
-        entries: list[tuple[np.ndarray, int]] = []
-        copies: dict[int, list[int]] = {}
+        """Give waiting work to free rows: a new group's prompt is prefilled in its first row, then copied to the others.
+
+        The group at the head of the queue may have its prompt in a row from before. That row may be free by now, and a
+        new prompt may take it, so what is still wanted of it is copied before anything is prefilled.
+        """
+        new: list[tuple[int, list[int]]] = []
         while self.waiting and free:
-            request_number, k = self.waiting.popleft()
-            row, request = free.popleft(), self.requests[request_number]
-            source = self.holder.get(request_number)
-            if source is None or self.owner[source] is None or self.owner[source][0] != request_number:  # type: ignore[index]
-                self.holder[request_number] = row
-                entries.append((np.asarray(request.prompt_ids[:-1], np.int64), row))
+            number, rows = self.waiting[0][0], []
+            while free and self.waiting and self.waiting[0][0] == number:
+                rows.append(free.popleft())
+                self._seat(rows[-1], *self.waiting.popleft())
+            if self.source[0] == number:
+                self._share(number, self.source[1], rows)
             else:
-                copies.setdefault(source, []).append(row)
-            self._seat(row, request_number, k)
-        self._prefill([entry for entry in entries if len(entry[0])])
-        for source, targets in copies.items():
-            request_number = self.owner[source][0]  # type: ignore[index]
-            self.stepper.copy(source, targets, len(self.requests[request_number].prompt_ids) - 1)
+                new.append((number, rows))
+                self.source = number, rows[0]
+        self._prefill([(self.requests[number].prompt_ids, rows[0]) for number, rows in new])
+        for number, rows in new:
+            self._share(number, rows[0], rows)
+
+    def _share(self, number: int, source: int, rows: list[int]) -> None:
+        targets, length = [row for row in rows if row != source], len(self.requests[number].prompt_ids) - 1
+        if targets and length:
+            self.stepper.copy(source, targets, length)
 
     def _seat(self, row: int, request_number: int, k: int) -> None:
         request = self.requests[request_number]
@@ -145,12 +152,14 @@ class _Batch:
         self.stops[row] = -1
         self.stops[row, : len(sampling.stop_ids)] = sampling.stop_ids
 
-    def _prefill(self, entries: list[tuple[np.ndarray, int]]) -> None:
-        if not entries:
+    def _prefill(self, prompts: list[tuple[Sequence[int], int]]) -> None:
+        """All but the last token of each prompt; that one is the first to be decoded."""
+        lengths = [len(prompt) - 1 for prompt, _ in prompts]
+        if not sum(lengths):
             return
-        ids = np.concatenate([prompt for prompt, _ in entries])
-        rows = np.concatenate([np.full(len(prompt), row) for prompt, row in entries])
-        positions = np.concatenate([np.arange(len(prompt)) for prompt, _ in entries])
+        ids = np.concatenate([np.asarray(prompt[:-1], np.int64) for prompt, _ in prompts])
+        rows = np.repeat([row for _, row in prompts], lengths)
+        positions = np.concatenate([np.arange(length) for length in lengths])
         for at in range(0, len(ids), PREFILL_TOKENS):
             part = slice(at, at + PREFILL_TOKENS)
             self._step(ids[part], rows[part], positions[part])

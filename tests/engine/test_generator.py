@@ -1,5 +1,7 @@
 """Completions: right, independent of their neighbours, and with the probabilities that training computes."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,19 @@ STEPPERS = {
 def requests(n: int = 3, temperature: float = 1.0) -> list[Request]:
     prompts = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 10], [11]]
     return [Request(p, Sampling(temperature, max_tokens=12, seed=i, stop_ids=(0,)), n) for i, p in enumerate(prompts)]
+
+
+def uneven_requests(seed: int) -> list[Request]:
+    """Groups of different sizes, lengths and limits, so that rows come free in many orders."""
+    draw = random.Random(seed)
+    return [
+        Request(
+            [draw.randrange(96) for _ in range(draw.randrange(1, 8))],
+            Sampling(max_tokens=draw.randrange(1, 6), seed=i, stop_ids=(0,)),
+            draw.randrange(1, 6),
+        )
+        for i in range(6)
+    ]
 
 
 def ids_of(groups) -> list[list[int]]:
@@ -47,6 +62,16 @@ def test_completions_do_not_depend_on_the_rows_they_share(rows: int) -> None:
     decoder = random_decoder(EXPERTS)
     alone = ids_of(Generator(decoder, 12, 32, TorchStepper(decoder, 12, 32)).generate(requests()))
     assert ids_of(Generator(decoder, rows, 32, make_stepper(decoder, rows, 32)).generate(requests())) == alone
+
+
+@pytest.mark.parametrize("stepper", [STEPPERS["plain"], STEPPERS["packed"]])
+def test_groups_keep_their_prompt_whatever_rows_come_free_together(stepper) -> None:
+    decoder, roomy = random_decoder(EXPERTS), 64
+    for seed in range(4):
+        work = uneven_requests(seed)
+        alone = ids_of(Generator(decoder, roomy, 32, TorchStepper(decoder, roomy, 32)).generate(work))
+        for rows in (2, 3, 4):
+            assert ids_of(Generator(decoder, rows, 32, stepper(decoder, rows, 32)).generate(work)) == alone
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
