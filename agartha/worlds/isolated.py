@@ -9,16 +9,19 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import asdict
+from typing import Any
 
 from agartha.worlds.types import Task, Verdict
 from agartha.worlds.world import World
 
-START_S = 120.0
+START_S = 60.0
+GRACE_S = 5.0  # a worker whose parent was killed ends itself this long after its limit
 MAX_REPLY = 2**20  # bytes
 
 _workers: dict[str, "_Worker"] = {}
@@ -31,14 +34,15 @@ class VerifierFault(RuntimeError):
 
 def verify_isolated(world: World, task: Task, completion: str, time_limit_s: float) -> Verdict:
     """`world.verify` in its process. Raises: VerifierFault; the caller makes it a fault, never a reward."""
+    question = json.dumps({"task": asdict(task), "completion": completion, "limit_s": time_limit_s})
     with _lock:
         worker = _workers.get(world.source)
-        if worker is None or not worker.is_alive():
+        if worker is None:
             worker = _workers[world.source] = _Worker(world.source)
         try:
-            reply = worker.ask({"task": asdict(task), "completion": completion}, time_limit_s)
-        except VerifierFault:
-            worker.kill()
+            reply = worker.ask(question, time_limit_s)
+        except BaseException:  # after Ctrl-C too: an answer still on its way would be taken for the next one
+            _workers.pop(world.source).kill()
             raise
     if "error" in reply:
         raise VerifierFault(reply["error"])
@@ -47,56 +51,67 @@ def verify_isolated(world: World, task: Task, completion: str, time_limit_s: flo
 
 class _Worker:
     def __init__(self, source: str):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "agartha.worlds.isolated", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        command = [sys.executable, "-m", "agartha.worlds.isolated", source]
+        # a session of its own: Ctrl-C is not for it, and whatever it starts dies with it
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self.source, self._buffer = source, b""
-        atexit.register(self.kill)
-        hello = self._read(time.monotonic() + START_S)
-        if "error" in hello:
+        try:
+            hello = self._read(START_S)
+            if "error" in hello:
+                raise VerifierFault(hello["error"])
+        except BaseException:
             self.kill()
-            raise VerifierFault(hello["error"])
+            raise
 
-    def is_alive(self) -> bool:
-        return self.process.poll() is None
-
-    def ask(self, question: dict, time_limit_s: float) -> dict:
+    def ask(self, question: str, time_limit_s: float) -> dict[str, Any]:
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps(question).encode() + b"\n")
+            self.process.stdin.write(question.encode() + b"\n")
             self.process.stdin.flush()
         except OSError as error:
             raise VerifierFault(f"the verifier of {self.source} is gone: {error}") from error
-        return self._read(time.monotonic() + time_limit_s)
+        return self._read(time_limit_s)
 
-    def _read(self, deadline: float) -> dict:
+    def _read(self, limit_s: float) -> dict[str, Any]:
         assert self.process.stdout is not None
-        descriptor = self.process.stdout.fileno()
+        descriptor, deadline = self.process.stdout.fileno(), time.monotonic() + limit_s
         while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-                raise VerifierFault(f"the verifier of {self.source} took longer than its time limit")
+            if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise VerifierFault(f"the verifier of {self.source} took longer than its limit of {limit_s:g} s")
             part = os.read(descriptor, 65536)
+            if not part:
+                raise VerifierFault(f"the verifier of {self.source} crashed, exit status {self.process.wait()}")
             self._buffer += part
-            if not part or len(self._buffer) > MAX_REPLY:
-                raise VerifierFault(f"the verifier of {self.source} crashed or answered too much")
+            if len(self._buffer) > MAX_REPLY:
+                raise VerifierFault(f"the verifier of {self.source} replied with more than {MAX_REPLY} bytes")
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):  # what could not be written any more
+                if pipe is not None:
+                    pipe.close()
+
+
+@atexit.register
+def _kill_all() -> None:
+    for worker in _workers.values():
+        worker.kill()
 
 
 def serve(source: str) -> None:
-    """The worker's side."""
+    """The worker's side. The verifier sees an empty standard input, and prints to standard error."""
     from agartha.worlds.load import load_world
 
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the verifier prints must not look like an answer
+    questions, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
 
-    def say(reply: dict) -> None:
+    def say(reply: dict[str, Any]) -> None:
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
 
@@ -106,13 +121,21 @@ def serve(source: str) -> None:
         say({"error": f"{type(error).__name__}: {error}"})
         return
     say({"ready": True})
-    for line in sys.stdin:
+    for line in questions:
         question = json.loads(line)
-        try:
-            verdict = world.verify(Task(**question["task"]), question["completion"])
-            say({"reward": verdict.reward, "reason": verdict.reason, "answer": verdict.answer})
-        except Exception as error:
-            say({"error": f"{type(error).__name__}: {error}"})
+        signal.setitimer(signal.ITIMER_REAL, question["limit_s"] + GRACE_S)  # ends even what no parent is there to kill
+        say(_answer(world, question))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _answer(world: World, question: dict[str, Any]) -> dict[str, Any]:
+    try:
+        verdict = world.verify(Task(**question["task"]), question["completion"])
+        reply = {"reward": verdict.reward, "reason": verdict.reason, "answer": verdict.answer}
+        json.dumps(reply)  # a reward that is no plain number is the verifier's error, not the protocol's
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return reply
 
 
 if __name__ == "__main__":
