@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from agartha.core.errors import DataError
+from agartha.core.errors import ConfigError, DataError
 from agartha.engine.sampler import Sampling, choose, mix
 from agartha.engine.steppers import Stepper, make_stepper
 from agartha.model.decoder import Decoder
@@ -39,11 +39,20 @@ class Completion:
 
 
 class Generator:
-    """Completions from one decoder, at most `max_rows` at a time, each row up to `max_length` tokens with its prompt."""
+    """Completions from one decoder, at most `max_rows` at a time, each row up to `max_length` tokens with its prompt.
+
+    A row is never longer than the decoder's `max_position_embeddings`. A `stepper` of one's own has at least these bounds.
+    Raises: ConfigError for bounds below 1, CapacityError if the cache does not fit in memory.
+    """
 
     def __init__(self, decoder: Decoder, max_rows: int = 256, max_length: int = 1024, stepper: Stepper | None = None):
-        self.decoder, self.max_rows, self.max_length = decoder, max_rows, max_length
-        self.stepper = stepper or make_stepper(decoder, max_rows, max_length)
+        if max_rows < 1 or max_length < 1:
+            raise ConfigError(
+                f"max_rows={max_rows} and max_length={max_length} must be at least 1.", hint="raise them."
+            )
+        self.decoder, self.max_rows = decoder, max_rows
+        self.max_length = min(max_length, decoder.config.max_position_embeddings)
+        self.stepper = stepper or make_stepper(decoder, max_rows, self.max_length)
 
     def update_weights(self) -> None:
         """Take the decoder's present weights; to be called after training changed them."""
@@ -55,7 +64,8 @@ class Generator:
     ) -> list[list[Completion]]:
         """n completions of each request, in order. `on_progress` is told of tokens as they come.
 
-        Raises: DataError for an empty prompt, or one that with max_tokens exceeds max_length.
+        Raises: DataError for an empty prompt, an id outside the vocabulary, or a prompt that with max_tokens exceeds
+        max_length; NumericsError when logits are not finite.
         """
         for request in requests:
             self._check(request)
@@ -65,6 +75,11 @@ class Generator:
         prompt, wanted = len(request.prompt_ids), request.sampling.max_tokens
         if prompt == 0:
             raise DataError("the prompt is empty.", hint="give at least one token.")
+        vocab_size = self.decoder.config.vocab_size
+        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab_size:
+            outside = next(i for i in request.prompt_ids if not 0 <= i < vocab_size)
+            raise DataError(f"the prompt has id {outside}, the vocabulary goes from 0 to {vocab_size - 1}.",
+                            hint="encode it with the tokenizer saved beside the model.")  # fmt: skip
         if prompt + wanted > self.max_length:
             raise DataError(
                 f"a prompt of {prompt} tokens and max_tokens={wanted} need {prompt + wanted} positions, the limit is "
@@ -84,7 +99,7 @@ class _Batch:
         self.done: list[list[Completion | None]] = [[None] * request.n for request in requests]
         self.owner: list[tuple[int, int] | None] = [None] * rows
         self.token, self.position, self.count, self.limit = np.zeros((4, rows), np.int64)
-        self.live, self.seed, self.settings = np.zeros(rows, bool), np.zeros(rows, np.uint64), np.zeros((rows, 3))
+        self.live, self.seed, self.settings = np.zeros(rows, bool), np.zeros(rows, np.uint64), np.zeros((rows, 4))
         self.stops = np.full((rows, stops), -1, np.int64)
         self.ids, self.logprobs = np.zeros((rows, longest), np.int64), np.zeros((rows, longest), np.float32)
         self.source = -1, -1  # the request admitted last, and the row that holds its prompt
@@ -139,16 +154,12 @@ class _Batch:
     def _seat(self, row: int, request_number: int, k: int) -> None:
         request = self.requests[request_number]
         sampling = request.sampling
-        self.owner[row], self.live[row], self.count[row], self.limit[row] = (
-            (request_number, k),
-            True,
-            0,
-            sampling.max_tokens,
-        )
+        self.owner[row], self.live[row] = (request_number, k), True
+        self.count[row], self.limit[row] = 0, sampling.max_tokens
         self.token[row], self.position[row] = request.prompt_ids[-1], len(request.prompt_ids) - 1
         with np.errstate(over="ignore"):  # the k-th completion's own stream
             self.seed[row] = mix(np.uint64(sampling.seed % 2**64)) + np.uint64(k)
-        self.settings[row] = sampling.temperature, sampling.top_p, sampling.top_k
+        self.settings[row] = sampling.settings
         self.stops[row] = -1
         self.stops[row, : len(sampling.stop_ids)] = sampling.stop_ids
 

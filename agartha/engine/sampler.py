@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agartha.core.errors import ConfigError
+from agartha.core.errors import ConfigError, NumericsError
+
+UNCUT = (1.0, 0.0, 0.0)  # top_p, top_k, min_p that leave everything in
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +29,20 @@ class Sampling:
     max_tokens: int = 256
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
+    min_p: float = 0.0
+    """Keep tokens at least so likely, relative to the likeliest one."""
+
+    @property
+    def settings(self) -> tuple[float, float, float, float]:
+        """A row of what `choose` takes."""
+        return self.temperature, self.top_p, self.top_k, self.min_p
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_tokens < 1:
+        within = 0 <= self.temperature < float("inf") and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
+        if not within or self.top_k < 0 or self.max_tokens < 1:
             raise ConfigError(
-                f"{self} is out of bounds.", hint="temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_tokens >= 1"
+                f"{self} is out of bounds.",
+                hint="temperature >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, top_k >= 0, max_tokens >= 1.",
             )
 
 
@@ -40,27 +51,33 @@ def choose(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Next token and its log-probability, each [S].
 
-    logits [S, V] float32 on the CPU; settings [S, 3] of temperature, top_p, top_k; seeds [S] uint64; counts [S]: tokens so far.
-    The log-probability is that of the temperature-scaled distribution before anything is cut off, which is what a policy
-    gradient needs; greedy rows count as temperature 1.
+    logits [S, V] float32 on the CPU; settings [S, 4] of temperature, top_p, top_k, min_p; seeds [S] uint64; counts [S]: tokens
+    so far. The log-probability is that of the temperature-scaled distribution before anything is cut off, which is what a
+    policy gradient needs; greedy rows count as temperature 1. Raises: NumericsError for logits that are not finite.
     """
     temperature = settings[:, 0]
     greedy = temperature == 0
-    if not (temperature == 1).all():
+    if (temperature != 1).any():
         logits = logits / torch.from_numpy(np.where(greedy, 1.0, temperature).astype(np.float32)).unsqueeze(1)
-    logprobs = logits.log_softmax(-1)
+    scaled = logits.log_softmax(-1)
     if greedy.all():
-        chosen = logprobs.argmax(-1)
+        chosen = scaled.argmax(-1)
     else:
-        probabilities = logprobs.exp()
-        if (settings[:, 1:] != (1.0, 0.0)).any():
+        probabilities = scaled.exp()
+        if (settings[:, 1:] != UNCUT).any():
             probabilities = _cut(probabilities, settings)
-        cumulative = probabilities.double().cumsum(-1)
+        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
         threshold = torch.from_numpy(uniform(seeds, counts)).unsqueeze(1) * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
         if greedy.any():
-            chosen = torch.where(torch.from_numpy(greedy), logprobs.argmax(-1), chosen)
-    return chosen.numpy(), logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1).numpy()
+            chosen = torch.where(torch.from_numpy(greedy), scaled.argmax(-1), chosen)
+    logprobs = scaled.gather(1, chosen.unsqueeze(1)).squeeze(1).numpy()
+    if not np.isfinite(logprobs).all():
+        raise NumericsError(
+            f"the logits of {(~np.isfinite(logprobs)).sum()} of {len(logprobs)} rows are not finite.",
+            hint="the weights have diverged: lower the learning rate, or go back to an earlier checkpoint.",
+        )
+    return chosen.numpy(), logprobs
 
 
 def uniform(seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -80,10 +97,11 @@ def mix(x: Any) -> Any:
 
 
 def _cut(probabilities: Tensor, settings: np.ndarray) -> Tensor:
-    """Zero what top-p and top-k leave out; at least the likeliest token stays."""
-    top_p = torch.from_numpy(settings[:, 1:2].astype(np.float32))
-    top_k = torch.from_numpy(settings[:, 2:3].astype(np.int64))
+    """Zero what top-p, top-k and min-p leave out; at least the likeliest token stays."""
+    _, top_p, top_k, min_p = torch.from_numpy(settings).unsqueeze(1).unbind(-1)
     ordered, order = probabilities.sort(-1, descending=True)
     rank = torch.arange(probabilities.shape[1])
-    keep = (ordered.cumsum(-1) - ordered < top_p) & ((top_k == 0) | (rank < top_k))
+    keep = (
+        (ordered.cumsum(-1) - ordered < top_p) & ((top_k == 0) | (rank < top_k)) & (ordered >= min_p * ordered[:, :1])
+    )
     return torch.zeros_like(probabilities).scatter(1, order, ordered * keep)

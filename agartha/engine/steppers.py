@@ -14,16 +14,21 @@ from agartha.core.errors import CapacityError
 from agartha.model.decoder import Decoder
 from agartha.model.kernels.decode import PackedDecoder
 
+SCRATCH = 2**28  # numbers: what the rows of a layer may take when they are gathered
+
 
 class TorchStepper:
-    """The decoder itself, over a slab of `rows` x `length` positions a layer."""
+    """The decoder itself, over a slab of `rows` x `length` positions a layer; kept in `dtype`, the decoder's if not given.
 
-    def __init__(self, decoder: Decoder, rows: int, length: int):
+    Raises: CapacityError when the slab does not fit in memory.
+    """
+
+    def __init__(self, decoder: Decoder, rows: int, length: int, dtype: torch.dtype | None = None):
         self.decoder, self.rows, self.length = decoder, rows, length
         config, device = decoder.config, decoder.norm.weight.device
         shape = (config.num_hidden_layers, rows, length, config.cache_dim)
         try:
-            self.slab = torch.zeros(shape, dtype=decoder.compute_dtype, device=device)
+            self.slab = torch.zeros(shape, dtype=dtype or decoder.compute_dtype, device=device)
         except (RuntimeError, MemoryError) as error:
             raise CapacityError(
                 f"no memory for a cache of shape {shape}", hint="lower max_rows or max_length"
@@ -35,11 +40,25 @@ class TorchStepper:
 
     @torch.no_grad()
     def step(self, token_ids: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        """token_ids, rows, positions [S] -> logits [S, V] float32 on the CPU."""
-        device = self.slab.device
-        cache = _Rows(self.slab, rows.to(device), int(positions.max()) + 1)
-        ids, places = token_ids.to(device).unsqueeze(1), positions.to(device).unsqueeze(1)
-        return self.decoder.logits(self.decoder(ids, places, cache=cache)).squeeze(1).cpu()
+        """token_ids, rows, positions [S] -> logits [S, V] float32 on the CPU. Positions of a row must ascend.
+
+        Each token gathers its whole row, so many tokens (a prefill) go through in parts.
+        """
+        used = int(positions.max()) + 1
+        at_once = max(1, SCRATCH // (used * self._gathered))
+        ids, at_rows, places = (x.to(self.slab.device).split(at_once) for x in (token_ids, rows, positions))
+        return torch.cat([self._step(*part, used) for part in zip(ids, at_rows, places)]).cpu()
+
+    def _step(self, token_ids: Tensor, rows: Tensor, positions: Tensor, used: int) -> Tensor:
+        cache = _Rows(self.slab, rows, used)
+        hidden_states = self.decoder(token_ids.unsqueeze(1), positions.unsqueeze(1), cache=cache)
+        return self.decoder.logits(hidden_states).squeeze(1)
+
+    @property
+    def _gathered(self) -> int:
+        """Numbers per token and kept position: the latent, or keys and values repeated for every query head."""
+        config = self.decoder.config
+        return config.cache_dim * (1 if config.uses_latent_attention else config.num_attention_heads // config.kv_heads)
 
     def copy(self, source_row: int, target_rows: Sequence[int], length: int) -> None:
         """Give the first `length` positions of a row to other rows."""
