@@ -14,7 +14,6 @@ from agartha.data.countdown import documents
 from agartha.worlds.checks import check, preflight
 from agartha.worlds.countdown import Countdown, key_of, moves, problem, solve, touches_held_out
 from agartha.worlds.expression import Node, NotAnExpression, combine, number, parse, to_text
-from agartha.worlds.gym import Gym
 from agartha.worlds.heldout import is_held_out
 from agartha.worlds.load import load_world
 from agartha.worlds.maths import Maths
@@ -22,7 +21,7 @@ from agartha.worlds.types import Ended, Task
 from agartha.worlds.world import judge
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_world.py"
-WORLDS = ["countdown", "maths", "gym:chain_sum", "gym:word_sorting", str(EXAMPLE)]
+WORLDS = ["countdown", "maths", str(EXAMPLE)]
 
 trees = st.recursive(
     st.integers(1, 99).map(number),
@@ -121,21 +120,6 @@ def test_no_document_of_the_corpus_shows_held_out_numbers() -> None:
 def test_what_is_no_problem_is_refused(numbers: list, target: int) -> None:
     with pytest.raises(WorldError):
         problem(numbers, target)
-
-
-def test_partial_credit_of_the_gym_is_not_paid() -> None:
-    world = Gym("chain_sum")
-    task = world.task(1, 0)
-    right = task.data["answer"]
-    assert world.verify(task, f"<answer> {right} </answer>").reward == 1
-    assert world.verify(task, f"<answer> {right} or so </answer>").reward == 0
-    assert world.verify(task, right).reward == 0
-
-
-def test_unknown_gym_task_names_near_ones() -> None:
-    with pytest.raises(WorldError, match="chain_summ") as caught:
-        Gym("chain_summ")
-    assert "chain_sum" in str(caught.value)
 
 
 def test_equal_mathematics_is_right_and_an_unreadable_known_answer_is_a_fault() -> None:
