@@ -1,6 +1,6 @@
 """Settings of one evaluation. No torch here."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agartha.core.config import Config
 
@@ -26,3 +26,10 @@ class EvalConfig(Config):
     """Answers sampled at the same time."""
     seed: int = Field(default=20260101, ge=0)
     """Decides problems and samples."""
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> "EvalConfig":
+        wrong = [k for k in self.k if not 1 <= k <= self.samples]
+        if wrong:
+            raise ValueError(f"k={wrong[0]} must be from 1 to samples={self.samples}")
+        return self

@@ -47,24 +47,25 @@ def run(model_folder: Path, world_name: str, config: EvalConfig, problems: Path 
     result: dict[str, Any] = {"model": str(model_folder), "world": world.name, "levels": {}}
     for level in world.levels if config.level is None else (config.level,):
         tasks = heldout_tasks(world, level, config.problems, config.seed)
-        scores = {
-            "sampled": summarise(
-                evaluate(generator, tokenizer, world, tasks, sampling, config.samples), config.k, config.seed
-            )
-        }
+        groups = evaluate(generator, tokenizer, world, tasks, sampling, config.samples)
+        how = "sampled" if config.temperature > 0 else "greedy"
+        scores = {how: summarise(groups, config.k, config.seed)}
         if config.greedy and config.temperature > 0:
             once = Sampling(0.0, max_tokens=config.max_tokens)
-            scores["greedy"] = summarise(evaluate(generator, tokenizer, world, tasks, once))
+            scores["greedy"] = summarise(evaluate(generator, tokenizer, world, tasks, once), seed=config.seed)
         result["levels"][str(level)] = scores
     return result
 
 
 def describe(world: World, task: Task, group: list[Record]) -> dict[str, Any]:
-    """One of the user's problems: the first completion, its answer as an expression, whether training could hold it."""
+    """One of the user's problems: the first completion, its answer as an expression, whether training could hold it.
+
+    A problem that could not be asked has no reward: that is no wrong answer.
+    """
     seen = {"seen": world.in_training(task)}
     if not group:
         reason = "unknown_words: the model's tokenizer does not know a number of this problem"
-        return {**task.data, "completion": None, "answer": None, "reward": 0.0, "reason": reason, **seen}
+        return {**task.data, "completion": None, "answer": None, "reward": None, "reason": reason, **seen}
     first = group[0]
     facts = {"completion": first.completion, "answer": first.answer, "reward": first.reward, "reason": first.reason}
     return {**task.data, **facts, **seen, "rewards": [record.reward for record in group]}

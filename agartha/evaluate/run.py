@@ -1,7 +1,7 @@
 """Ask a model held-out problems and judge what it says."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agartha.core.errors import DataError, WorldError
@@ -13,6 +13,7 @@ from agartha.worlds.types import Task
 from agartha.worlds.world import World, judge
 
 JUDGE_SECONDS = 5.0
+PATIENCE = 10  # draws without a new problem, per problem found, before a world counts as exhausted
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +49,7 @@ def evaluate(
             prompt = tokenizer.encode(f"{task.prompt} {forced_prefix}".strip() if forced_prefix else task.prompt)
         except DataError:
             continue
-        own = Sampling(
-            sampling.temperature,
-            sampling.top_p,
-            sampling.top_k,
-            sampling.max_tokens,
-            sampling.seed + number,
-            (tokenizer.eos_id,),
-        )
+        own = replace(sampling, seed=sampling.seed + number, stop_ids=(tokenizer.eos_id,))
         requests.append(Request(prompt, own, samples))
         asked.append(number)
     found: list[list[Record]] = [[] for _ in tasks]
@@ -113,12 +107,13 @@ def summarise(groups: Sequence[Sequence[Record]], k: Sequence[int] = (1,), seed:
 def heldout_tasks(world: World, level: int | None, n: int, seed: int) -> list[Task]:
     """n distinct problems that training never sees. Raises: WorldError if the world has not so many."""
     found: dict[tuple[str, Any], Task] = {}
-    for draw in range(50 * n):
+    draw = fruitless = 0
+    while len(found) < n and draw < 50 * n and fruitless < PATIENCE * (len(found) + 100):
         task = world.heldout_task(seed * 1_000_003 + draw, level)
+        known = len(found)
         found.setdefault((world.key(task), task.data.get("target", task.prompt)), task)
-        if len(found) == n:
-            break
-    else:
+        draw, fruitless = draw + 1, 0 if len(found) > known else fruitless + 1
+    if len(found) < n:
         raise WorldError(
             f"world {world.name!r} gave only {len(found)} distinct held-out problems at level {level}, not {n}.",
             hint="ask for fewer.",

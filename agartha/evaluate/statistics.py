@@ -28,9 +28,10 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, confidence: float
     if not len(values):
         raise DataError("there is nothing to resample.", hint="evaluate at least one problem.")
     found = np.asarray(values, np.float64)
-    draws = np.random.default_rng(seed).integers(len(found), size=(RESAMPLES, len(found)))
+    random, size = np.random.default_rng(seed), len(found)
+    means = [found[random.integers(size, size=size)].mean() for _ in range(RESAMPLES)]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(found[draws].mean(1), [tail, 1 - tail])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
 
 
