@@ -4,7 +4,10 @@
 """
 
 import json
+import logging
 import random
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ from agartha.worlds.world import World
 
 SAMPLE = Path(__file__).parent / "maths_sample.jsonl"
 LONGEST_ANSWER = 1000  # characters
+HEDGE = re.compile(r"\n|\\\\|\\pm|\\mp|\\l?or\b|\\vee|(?<![a-z])(or|and)(?![a-z])|[0-9)}] *=")
+NUMBER = re.compile(r"[0-9]*\.?[0-9]+")
+THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 
 
 class Maths(World):
@@ -46,13 +52,17 @@ class Maths(World):
         if not answer or len(answer) > LONGEST_ANSWER:
             return Verdict(0.0, f"wrong_format: {complaint or 'the answer is empty or too long'}")
         # its own time-outs are signals, which only a main thread has; ours is the process this runs in
-        gold = parse(f"${task.data['gold']}$", parsing_timeout=None)
+        logging.getLogger("math_verify").setLevel(logging.ERROR)  # it would warn that they are off
+        gold = parse(f"${task.data['gold']}$", parsing_timeout=0)
         if not gold:
             raise ValueError(f"the known answer {task.data['gold']!r} cannot be parsed")
-        found = parse(answer if "$" in answer or "\\" in answer else f"${answer}$", parsing_timeout=None)
+        if hedges(answer, task.data["gold"]):
+            return Verdict(0.0, "hedged: one value is wanted", answer[:200])
+        text = answer.replace("\\$", "").strip("$ ")
+        found = parse(f"${text}$", parsing_timeout=0)
         if not found:
             return Verdict(0.0, "not_maths", answer[:200])
-        right = bool(verify(gold, found, timeout_seconds=None))  # the known answer first: the order matters
+        right = bool(verify(gold, found, timeout_seconds=0))  # the known answer first: the order matters
         return Verdict(float(right), "correct" if right else "wrong_value", answer[:200])
 
     def oracle(self, task: Task) -> str:
@@ -61,21 +71,47 @@ class Maths(World):
     def cheats(self, task: Task) -> list[str]:
         gold = task.data["gold"]
         listed = ", ".join(str(i) for i in range(-5, 2000) if str(i) != gold)[:900]
-        answers = ["x", "0/0", "\\infty", "1e999", "[]", "\\text{yes}", f"{gold}1", f"-{gold}1", listed, "9" * 900]
+        hedged = [
+            f"{gold}1 {joint} {gold}" for joint in ("or", "=", "$ $", "\n", "\\\\", "\\text{ or }", ",", "\\quad")
+        ]
+        answers = [
+            *hedged,
+            f"\\pm {gold}",
+            "x",
+            "0/0",
+            "\\infty",
+            "1e999",
+            "[]",
+            "\\text{yes}",
+            f"{gold}1",
+            f"-{gold}1",
+            listed,
+            "9" * 900,
+        ]
         return [*super().cheats(task), gold, *(f"{OPEN} {answer} {CLOSE}" for answer in answers)]
 
     def key(self, task: Task) -> str:
         return " ".join(task.prompt.split())
 
 
+def hedges(answer: str, gold: str) -> bool:
+    """Whether several values are offered: math-verify would take the one that is right.
+
+    >>> hedges("71 or 72", "72"), hedges("144/2", "72"), hedges("$72$", "72")
+    (True, False, False)
+    """
+    if HEDGE.search(answer) or "$" in answer.replace("\\$", "").strip("$ "):
+        return True
+    numbers = NUMBER.findall(THOUSANDS.sub("", answer))
+    return len(numbers) > 1 and gold.lstrip("-") in numbers
+
+
 def read_problems(path: Path) -> list[tuple[str, str]]:
     """(question, number after ####) of every line. Raises: DataError naming the line; WorldError without math-verify."""
+    if find_spec("math_verify") is None:
+        raise WorldError("math-verify is not installed.", hint="pip install 'agartha[maths]'")
     try:
-        import math_verify  # noqa: F401
-    except ImportError as error:
-        raise WorldError("math-verify is not installed.", hint="pip install 'agartha[maths]'") from error
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would split inside a question too
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}", hint="give JSON lines with question and answer.") from error
     problems = [_problem(f"{path}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()]
@@ -85,13 +121,13 @@ def read_problems(path: Path) -> list[tuple[str, str]]:
 
 
 def _problem(where: str, line: str) -> tuple[str, str]:
+    hint = '{"question": "...", "answer": "... #### 42"}'
     try:
         record: Any = json.loads(line)
-        question, gold = str(record["question"]), str(record["answer"]).rpartition("####")[2].strip().replace(",", "")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{where} is no problem: {error!r}", hint='{"question": "...", "answer": "... #### 42"}'
-        ) from error
-    if not gold:
-        raise DataError(f"{where}: the answer is empty.")
-    return question, gold
+        question, answer = record["question"], record["answer"]
+        gold = answer.rpartition("####")[2].strip()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{where} is no problem: {error!r}", hint=hint) from error
+    if not isinstance(question, str) or "####" not in answer or not gold:
+        raise DataError(f"{where}: no question, or nothing after #### in the answer {answer[-40:]!r}.", hint=hint)
+    return question, THOUSANDS.sub("", gold)

@@ -9,19 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agartha.core.errors import DataError, WorldError
+from agartha.core.errors import WorldError
 from agartha.data.countdown import documents
 from agartha.worlds.checks import check, preflight
 from agartha.worlds.countdown import Countdown, key_of, moves, problem, solve, touches_held_out
 from agartha.worlds.expression import Node, NotAnExpression, combine, number, parse, to_text
 from agartha.worlds.heldout import is_held_out
 from agartha.worlds.load import load_world
-from agartha.worlds.maths import Maths
-from agartha.worlds.types import Ended, Task
+from agartha.worlds.types import Ended
 from agartha.worlds.world import judge
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_world.py"
-WORLDS = ["countdown", "maths", str(EXAMPLE)]
+WORLDS = ["countdown", str(EXAMPLE)]
 
 trees = st.recursive(
     st.integers(1, 99).map(number),
@@ -120,20 +119,6 @@ def test_no_document_of_the_corpus_shows_held_out_numbers() -> None:
 def test_what_is_no_problem_is_refused(numbers: list, target: int) -> None:
     with pytest.raises(WorldError):
         problem(numbers, target)
-
-
-def test_equal_mathematics_is_right_and_an_unreadable_known_answer_is_a_fault() -> None:
-    world = Maths()
-    assert world.verify(Task("maths", "0", "", {"gold": "0.5"}), "<answer> 1/2 </answer>").reward == 1
-    assert world.verify(Task("maths", "0", "", {"gold": "72"}), "<answer> 73 </answer>").reward == 0
-    episode = judge(world, Task("maths", "0", "", {"gold": ""}), "<answer> 1 </answer>")
-    assert episode.verdict is None and episode.fault
-
-
-def test_bad_line_of_problems_is_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"question": "a", "answer": "#### 1"}\nnot json\n')
-    with pytest.raises(DataError, match="line 2"):
-        Maths(tmp_path / "bad.jsonl")
 
 
 USER = "def task(seed, level):\n    return 'q', {{'seed': seed}}\n\ndef verify(data, completion):\n    {}\n"
