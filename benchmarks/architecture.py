@@ -28,9 +28,11 @@ GROUPED = {"model_type": "llama", "head_dim": 32}
 EXPERTS = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "intermediate_size": 384}
 DENSE = {"n_routed_experts": 0, "intermediate_size": 384}
 SHAPES = {
-    "latent + experts": LATENT | EXPERTS, "latent + dense": LATENT | DENSE,
-    "grouped + experts": GROUPED | EXPERTS, "grouped + dense": GROUPED | DENSE,
-}  # fmt: skip
+    "latent + experts": LATENT | EXPERTS,
+    "latent + dense": LATENT | DENSE,
+    "grouped + experts": GROUPED | EXPERTS,
+    "grouped + dense": GROUPED | DENSE,
+}
 SOURCE = SourceSpec(name="countdown", kind="countdown", parameters={"sizes": [0.15, 0.45, 0.4], "searchers": 0.6})
 OPTIMIZER = OptimizerConfig(matrix_learning_rate=0.03, embedding_learning_rate=0.003, weight_decay=0.0)
 
@@ -79,8 +81,15 @@ def main() -> None:
         config = ModelConfig.model_validate(BASE | SHAPES[name])
         medians = {key: statistics.median(result[key] for result in results) for key in results[0]}
         spread = [min(r["loss"] for r in results), max(r["loss"] for r in results)]
-        tell(f"architecture: {name}", options, seconds=seconds, parameters=config.num_parameters(),
-             active=config.num_parameters(active=True), loss_spread=spread, **medians)  # fmt: skip
+        tell(
+            f"architecture: {name}",
+            options,
+            seconds=seconds,
+            parameters=config.num_parameters(),
+            active=config.num_parameters(active=True),
+            loss_spread=spread,
+            **medians,
+        )
 
 
 if __name__ == "__main__":

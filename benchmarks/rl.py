@@ -90,11 +90,26 @@ def _theirs(steps: int, new: int, folder: str) -> tuple[list[float], list[float]
             marks.append(time.perf_counter())
 
     settings = trl.GRPOConfig(
-        output_dir=folder, use_cpu=True, bf16=False, per_device_train_batch_size=PROMPTS * GROUP, num_generations=GROUP,
-        max_completion_length=new, max_steps=steps, learning_rate=RATE, lr_scheduler_type="constant", beta=0.0, temperature=1.0,
-        logging_steps=1, report_to=[], save_strategy="no", gradient_checkpointing=False, loss_type="grpo", seed=0,
-        generation_kwargs={"min_new_tokens": new, "top_k": 0}, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=folder,
+        use_cpu=True,
+        bf16=False,
+        per_device_train_batch_size=PROMPTS * GROUP,
+        num_generations=GROUP,
+        max_completion_length=new,
+        max_steps=steps,
+        learning_rate=RATE,
+        lr_scheduler_type="constant",
+        beta=0.0,
+        temperature=1.0,
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        gradient_checkpointing=False,
+        loss_type="grpo",
+        seed=0,
+        generation_kwargs={"min_new_tokens": new, "top_k": 0},
+        disable_tqdm=True,
+    )
     prompts = [" ".join(f"w{(7 * i + k) % 500}" for k in range(8)) for i in range(PROMPTS)]
     data = datasets.Dataset.from_dict({"prompt": prompts * steps})
     trl.GRPOTrainer(

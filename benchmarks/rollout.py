@@ -34,15 +34,30 @@ def main() -> None:
             began = time.perf_counter()
             with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
                 model.generate(
-                    prompts, attention_mask=torch.ones_like(prompts), do_sample=True, temperature=1.0, top_k=0, max_new_tokens=new,
-                    min_new_tokens=new, pad_token_id=0, use_cache=True,
-                )  # fmt: skip
+                    prompts,
+                    attention_mask=torch.ones_like(prompts),
+                    do_sample=True,
+                    temperature=1.0,
+                    top_k=0,
+                    max_new_tokens=new,
+                    min_new_tokens=new,
+                    pad_token_id=0,
+                    use_cache=True,
+                )
             return batch * new / (time.perf_counter() - began)
 
         ours(), theirs()
         faster = max((torch.float32, torch.bfloat16), key=lambda dtype: theirs(dtype=dtype))
-        compare(f"rollout_batch_{batch}", ours, lambda theirs=theirs, dtype=faster: theirs(dtype=dtype), "tokens/s", options,
-                new_tokens=new, peer_precision=str(faster), threads=CORES)  # fmt: skip
+        compare(
+            f"rollout_batch_{batch}",
+            ours,
+            lambda theirs=theirs, dtype=faster: theirs(dtype=dtype),
+            "tokens/s",
+            options,
+            new_tokens=new,
+            peer_precision=str(faster),
+            threads=CORES,
+        )
 
 
 if __name__ == "__main__":

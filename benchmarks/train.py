@@ -82,20 +82,41 @@ def main() -> None:
     steps = 1 if options.quick else 3
     for name, dtype in (("train_bfloat16", torch.bfloat16), ("train_float32", torch.float32)):
         compare(
-            name, lambda: ours(config(), ADAMW, steps=2 * steps), lambda dtype=dtype: theirs(model, optimizer, steps, dtype), "tokens/s",
-            options, peer_precision=str(dtype), ours_precision="auto", workers=CORES, parameters=config().num_parameters(),
-        )  # fmt: skip
+            name,
+            lambda: ours(config(), ADAMW, steps=2 * steps),
+            lambda dtype=dtype: theirs(model, optimizer, steps, dtype),
+            "tokens/s",
+            options,
+            peer_precision=str(dtype),
+            ours_precision="auto",
+            workers=CORES,
+            parameters=config().num_parameters(),
+        )
     tell("train_muon", options, tokens_per_second=ours(config(), MUON, steps=2 * steps))
     ceiling = peak(0.2 if options.quick else 2.0)
     wide = {
-        "hidden_size": 768, "intermediate_size": 1536, "moe_intermediate_size": 384, "num_attention_heads": 12, "kv_lora_rank": 192,
-        "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 64, "num_hidden_layers": 6,
-    }  # fmt: skip
+        "hidden_size": 768,
+        "intermediate_size": 1536,
+        "moe_intermediate_size": 384,
+        "num_attention_heads": 12,
+        "kv_lora_rank": 192,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 64,
+        "num_hidden_layers": 6,
+    }
     for name, shape, rows in (("peak_share_small", config(), ROWS), ("peak_share_large", config(**wide), 8)):
         speed = ours(shape, ADAMW, rows, LENGTH, 1 if options.quick else 4)
         flops = speed * shape.flops_per_token(LENGTH / 2)
-        tell(name, options, parameters=shape.num_parameters(), tokens_per_second=speed, gflops=flops / 1e9, peak_gflops=ceiling / 1e9,
-             share=flops / ceiling)  # fmt: skip
+        tell(
+            name,
+            options,
+            parameters=shape.num_parameters(),
+            tokens_per_second=speed,
+            gflops=flops / 1e9,
+            peak_gflops=ceiling / 1e9,
+            share=flops / ceiling,
+        )
 
 
 if __name__ == "__main__":

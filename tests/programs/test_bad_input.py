@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import PRETRAIN, RL, Command
+from small_runs import PRETRAIN, RL, Command
 
 
 def refused(done, *words: str) -> None:

@@ -6,11 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Command
+from small_runs import Command
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip() and line[0] != "#"]
+COMMANDS = [
+    line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip() and line[0] != "#"
+]
 
 
 def test_readme_is_short_and_has_commands() -> None:
@@ -28,7 +30,12 @@ def test_make_target_is_there(command: str) -> None:
 def test_command_runs(command: str, agartha: Command, base: Path, tmp_path: Path) -> None:
     problems = tmp_path / "mine.jsonl"
     problems.write_text('{"numbers": [3, 12, 8, 9], "target": 13}\n')
-    places = {"runs/zero/model": base / "model", "mine.jsonl": problems, "runs/zero": base, "examples/": f"{ROOT}/examples/"}
+    places = {
+        "runs/zero/model": base / "model",
+        "mine.jsonl": problems,
+        "runs/zero": base,
+        "examples/": f"{ROOT}/examples/",
+    }
     for name, place in places.items():
         command = command.replace(name, str(place))
     words = shlex.split(command)[1:]

@@ -4,8 +4,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import PRETRAIN, RL, Command, finish, lines_of, start, stop_after
 from safetensors.torch import load_file
+from small_runs import PRETRAIN, RL, Command, finish, lines_of, start, stop_after
 
 TIMES = ("seconds_per_step", "tokens_per_second", "dollars")
 

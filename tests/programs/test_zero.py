@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import SMALL_MODEL, Command
+from small_runs import SMALL_MODEL, Command
 
 
 @pytest.fixture(scope="module")
