@@ -84,3 +84,87 @@ def make_stepper(decoder: Decoder, rows: int, length: int) -> Stepper:
     return (
         PackedDecoder(decoder, rows, length) if PackedDecoder.usable(decoder) else TorchStepper(decoder, rows, length)
     )
+
+
+BLOCK = 16  # positions
+
+
+class PagedTorch:
+    """The decoder itself over `num_blocks` blocks of 16 positions a layer; kept in `dtype`, the decoder's if not given.
+
+    Raises: CapacityError when the cache does not fit in memory.
+    """
+
+    def __init__(self, decoder: Decoder, num_blocks: int, dtype: torch.dtype | None = None):
+        self.decoder, self.num_blocks = decoder, num_blocks
+        config, device = decoder.config, decoder.norm.weight.device
+        shape = (config.num_hidden_layers, num_blocks, BLOCK, config.cache_dim)
+        try:
+            self.blocks = torch.zeros(shape, dtype=dtype or decoder.compute_dtype, device=device)
+        except (RuntimeError, MemoryError) as error:
+            raise CapacityError(f"no memory for a cache of shape {shape}", hint="ask for fewer blocks") from error
+
+    def load_weights(self, decoder: Decoder) -> None:
+        """Nothing to do: the decoder's own weights are used."""
+        self.decoder = decoder
+
+    def step(self, token_ids: Tensor, positions: Tensor, rows: Tensor, tables: Tensor, wanted: Tensor) -> Tensor:
+        """As `states`, and on to logits [W, V] float32 on the CPU."""
+        return self.logits(self.states(token_ids, positions, rows, tables, wanted))
+
+    @torch.no_grad()
+    def states(self, token_ids: Tensor, positions: Tensor, rows: Tensor, tables: Tensor, wanted: Tensor) -> Tensor:
+        """token_ids, positions, rows [S], tables [R, M], wanted [W] -> states of tokens `wanted` after the last norm [W, H].
+
+        Rows that bring equally many tokens go through together: all that decode, all that verify k drafts, each prefill.
+        """
+        token_ids, positions, rows, tables, wanted = (
+            x.to(self.blocks.device, torch.int64) for x in (token_ids, positions, rows, tables, wanted)
+        )
+        order, counts = rows.argsort(stable=True), torch.bincount(rows)
+        firsts = counts.cumsum(0) - counts
+        found: Tensor | None = None
+        for length in counts.unique().tolist():
+            for some in self._split((counts == length).nonzero()[:, 0], length, positions):
+                at = order[firsts[some, None] + torch.arange(length, device=some.device)]
+                cache = _Blocks(self.blocks, tables[some], int(positions[at].max()) + 1)
+                states = self.decoder(token_ids[at], positions[at], cache=cache)
+                found = states.new_empty(len(rows), states.shape[-1]) if found is None else found
+                found[at] = states
+        assert found is not None
+        return found[wanted]
+
+    @torch.no_grad()
+    def logits(self, states: Tensor) -> Tensor:
+        """[W, H] -> [W, V] float32 on the CPU."""
+        return self.decoder.logits(states).cpu()
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Overwrite block `to` by block `from` in every layer, for each pair (from, to)."""
+        if pairs:
+            sources, targets = zip(*pairs)
+            self.blocks[:, list(targets)] = self.blocks[:, list(sources)]
+
+    def _split(self, rows: Tensor, length: int, positions: Tensor) -> Sequence[Tensor]:
+        """So many rows at once as SCRATCH allows; none for a length of 0."""
+        config = self.decoder.config
+        repeats = 1 if config.uses_latent_attention else config.num_attention_heads // config.kv_heads
+        gathered = (int(positions.max()) + 1) * max(config.cache_dim * repeats, config.num_attention_heads * length)
+        return rows.split(max(1, SCRATCH // gathered)) if length else ()
+
+
+class _Blocks:
+    """A `KVCache` over the blocks of some rows, tables [B, M]; what is new is written before anything is read."""
+
+    def __init__(self, blocks: Tensor, tables: Tensor, used: int):
+        self.blocks, self.tables, self.used = blocks, tables, used
+
+    def append(self, layer: int, positions: Tensor, entries: Tensor) -> Tensor:
+        blocks = self.blocks[layer]
+        blocks[self.tables.gather(1, positions // BLOCK), positions % BLOCK] = entries.to(blocks.dtype)
+        return blocks[self.tables[:, : (self.used + BLOCK - 1) // BLOCK]].flatten(1, 2)[:, : self.used]
+
+
+def make_paged(decoder: Decoder, num_blocks: int) -> PagedTorch:
+    """The fastest form that runs here."""
+    return PagedTorch(decoder, num_blocks)
