@@ -90,7 +90,7 @@ class GroupedQueryAttention(nn.Module):
         self.k_proj = Linear(hidden, config.kv_heads * width, bias=bias)
         self.v_proj = Linear(hidden, config.kv_heads * width, bias=bias)
         self.o_proj = Linear(config.num_attention_heads * width, hidden, bias=config.attention_bias)
-        if config.model_type == "qwen3":
+        if config.norms_queries:
             self.q_norm = RMSNorm(width, config.rms_norm_eps)
             self.k_norm = RMSNorm(width, config.rms_norm_eps)
 
@@ -99,7 +99,7 @@ class GroupedQueryAttention(nn.Module):
     ) -> Tensor:
         config, width = self.config, self.config.attention_head_dim
         q, k, v = (p(x).unflatten(-1, (-1, width)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        if config.model_type == "qwen3":
+        if config.norms_queries:
             q, k = self.q_norm(q), self.k_norm(k)
         if cache is None:
             out = attend_packed(q, k[..., :0], k, v, rope, document_start, config)

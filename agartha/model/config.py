@@ -1,7 +1,8 @@
 """What a decoder looks like, in Hugging Face field names, and what it costs. No torch here.
 
-A published `config.json` of `deepseek_v3`, `llama`, `qwen2` or `qwen3` maps onto this record one to one.
-Multi-head latent attention is chosen by `kv_lora_rank`; without it attention is grouped-query.
+A published `config.json` of `deepseek_v2`, `deepseek_v3`, `llama`, `qwen2`, `qwen3` or `qwen3_moe` maps onto this record
+one to one. Multi-head latent attention is chosen by `kv_lora_rank`; without it attention is grouped-query.
+The upper bounds are far above any published model: they stop a lying file before anything is allocated.
 """
 
 import math
@@ -11,44 +12,50 @@ from pydantic import Field, model_validator
 
 from agartha.core.config import Config
 
-ModelType = Literal["deepseek_v3", "llama", "qwen2", "qwen3"]
+ModelType = Literal["deepseek_v2", "deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe"]
+WIDTH, COUNT = 2**20, 2**12
 
 
 class ModelConfig(Config):
     """Shapes and constants of one decoder; names follow `DeepseekV3Config` of transformers."""
 
     model_type: ModelType = "deepseek_v3"
-    vocab_size: int = Field(default=128, ge=2)
-    hidden_size: int = Field(default=128, ge=8)
-    intermediate_size: int = Field(default=384, ge=1)
-    num_hidden_layers: int = Field(default=4, ge=1)
-    num_attention_heads: int = Field(default=4, ge=1)
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    vocab_size: int = Field(default=128, ge=2, le=2**24)
+    hidden_size: int = Field(default=128, ge=8, le=WIDTH)
+    intermediate_size: int = Field(default=384, ge=1, le=WIDTH)
+    num_hidden_layers: int = Field(default=4, ge=1, le=COUNT)
+    num_attention_heads: int = Field(default=4, ge=1, le=COUNT)
+    num_key_value_heads: int | None = Field(default=None, ge=1, le=COUNT)
+    head_dim: int | None = Field(default=None, ge=1, le=WIDTH)
     # latent attention (DeepSeek-V2, arXiv:2405.04434 §2.1)
-    kv_lora_rank: int | None = None
-    q_lora_rank: int | None = None
-    qk_nope_head_dim: int = Field(default=32, ge=0)
-    qk_rope_head_dim: int = Field(default=16, ge=2)
-    v_head_dim: int = Field(default=32, ge=1)
+    kv_lora_rank: int | None = Field(default=None, ge=1, le=WIDTH)
+    q_lora_rank: int | None = Field(default=None, ge=1, le=WIDTH)
+    qk_nope_head_dim: int = Field(default=32, ge=0, le=WIDTH)
+    qk_rope_head_dim: int = Field(default=16, ge=2, le=WIDTH)
+    v_head_dim: int = Field(default=32, ge=1, le=WIDTH)
     # mixture of experts (DeepSeek-V3, arXiv:2412.19437 §2.1.2)
-    n_routed_experts: int = Field(default=0, ge=0)
-    n_shared_experts: int = Field(default=1, ge=0)
+    n_routed_experts: int = Field(default=0, ge=0, le=2**14)
+    n_shared_experts: int = Field(default=1, ge=0, le=COUNT)
     num_experts_per_tok: int = Field(default=2, ge=1)
-    moe_intermediate_size: int = Field(default=128, ge=1)
+    moe_intermediate_size: int = Field(default=128, ge=1, le=WIDTH)
     first_k_dense_replace: int = Field(default=1, ge=0)
+    decoder_sparse_step: int = Field(default=1, ge=1)
+    mlp_only_layers: tuple[int, ...] = ()
+    # who is chosen: by biased affinities and the two best of a group (V3), by affinity alone, or by the best of a group (V2)
+    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"
+    topk_method: Literal["noaux_tc", "greedy", "group_limited_greedy"] = "noaux_tc"
     n_group: int = Field(default=1, ge=1)
     topk_group: int = Field(default=1, ge=1)
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
     # multi-token prediction (§2.2)
-    num_nextn_predict_layers: int = Field(default=0, ge=0)
+    num_nextn_predict_layers: int = Field(default=0, ge=0, le=16)
     # positions, norms, the rest
-    max_position_embeddings: int = Field(default=4096, ge=1)
-    rope_theta: float = 10000.0
+    max_position_embeddings: int = Field(default=4096, ge=1, le=2**27)
+    rope_theta: float = Field(default=10000.0, gt=0, allow_inf_nan=False)
     rope_scaling: dict[str, Any] | None = None
     rope_interleave: bool = True
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
     initializer_range: float | None = None
     tie_word_embeddings: bool = False
     attention_bias: bool = False
@@ -76,6 +83,11 @@ class ModelConfig(Config):
         return self.kv_lora_rank is not None
 
     @property
+    def norms_queries(self) -> bool:
+        """Whether queries and keys are normed per head before they turn, as in Qwen3."""
+        return self.model_type in ("qwen3", "qwen3_moe")
+
+    @property
     def kv_heads(self) -> int:
         return (
             self.num_attention_heads
@@ -100,7 +112,8 @@ class ModelConfig(Config):
         return 2 * self.kv_heads * self.attention_head_dim
 
     def is_moe_layer(self, layer: int) -> bool:
-        return self.n_routed_experts > 0 and layer >= self.first_k_dense_replace
+        sparse = layer >= self.first_k_dense_replace and (layer + 1) % self.decoder_sparse_step == 0
+        return self.n_routed_experts > 0 and sparse and layer not in self.mlp_only_layers
 
     def attention_parameters(self) -> int:
         """Matrix elements of one attention layer."""

@@ -1,18 +1,17 @@
-"""Model folders as Hugging Face has them: `config.json`, `model.safetensors` under the published names, the tokenizer.
+"""Model folders as Hugging Face has them: `config.json`, safetensors under the published names, the tokenizer.
 
-What is written here opens in transformers; `deepseek_v3`, `llama`, `qwen2` and `qwen3` folders open here. Prediction modules
-stand behind the layers (`model.layers.{num_hidden_layers}...`), as DeepSeek published them.
+What is written here opens in transformers, and published folders open here. Prediction modules stand behind the layers
+(`model.layers.{num_hidden_layers}...`), as DeepSeek published them. FP8 weights are dequantised as they are read.
 """
 
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,15 +19,13 @@ from agartha.core.errors import CheckpointError
 from agartha.core.files import folder_atomic, write_json
 from agartha.model.config import ModelConfig
 from agartha.model.decoder import Decoder
+from agartha.model.hf_config import CONFIG, fp8_block, load_config, published_config, read_published
+from agartha.model.placement import Placement, empty_decoder, fill
+from agartha.model.safetensors_file import Entry, read_header
 
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-ARCHITECTURES = {
-    "deepseek_v3": "DeepseekV3ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+WEIGHTS, INDEX, SCALE = "model.safetensors", "model.safetensors.index.json", "_scale_inv"
+EXPERT = re.compile(r"(?:model\.)?(.*\.mlp\.experts)\.(\d{1,6})\.(gate|up|down)_proj\.weight")
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
 
 
 def save_model(folder: Path, decoder: Decoder, tokenizer: Any = None, extra: dict[str, Any] | None = None) -> None:
@@ -52,94 +49,10 @@ def save_model(folder: Path, decoder: Decoder, tokenizer: Any = None, extra: dic
 
 def load_model(folder: Path, compute_dtype: torch.dtype = torch.float32) -> Decoder:
     """A decoder with float32 weights. Raises: CheckpointError for anything missing, cut short, misshapen or not finite."""
-    decoder = Decoder(load_config(folder), compute_dtype)
-    load_weights(folder, decoder)
+    source = HFFolder.open(folder)
+    decoder = empty_decoder(source.config, compute_dtype)
+    fill(decoder, source, lambda name, value, whole: value.float())
     return decoder
-
-
-def load_config(folder: Path) -> ModelConfig:
-    """Reads `config.json` of ours or of a published model; keys that do not concern the network are passed over.
-
-    Raises: CheckpointError if it is missing, or asks for something this decoder does not do.
-    """
-    path = folder / CONFIG
-    try:
-        published = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", hint="name a folder with a model in it.") from error
-    _refuse(published, path)
-    known = {name: value for name, value in published.items() if name in ModelConfig.model_fields}
-    rope = dict(published.get("rope_parameters") or {})
-    known["rope_theta"] = rope.pop("rope_theta", published.get("rope_theta", 10000.0))
-    known["rope_scaling"] = published.get("rope_scaling") or (
-        rope if rope.get("rope_type", "default") != "default" else None
-    )
-    if isinstance(known.get("eos_token_id"), list):
-        known["eos_token_id"] = known["eos_token_id"][0]
-    if published["model_type"] == "deepseek_v3":
-        known.setdefault("kv_lora_rank", 512)
-        known.pop("head_dim", None)
-    else:
-        known = {name: value for name, value in known.items() if name not in ("kv_lora_rank", "n_routed_experts")}
-    if published["model_type"] == "qwen3" or published.get("attention_bias") is None:
-        known["attention_bias"] = bool(published.get("attention_bias"))
-    try:
-        return ModelConfig.model_validate(known)
-    except (pydantic.ValidationError, ValueError) as error:
-        raise CheckpointError(f"{path} describes no model of ours: {error}") from error
-
-
-def _refuse(published: dict[str, Any], path: Path) -> None:
-    kind = published.get("model_type")
-    if kind not in ARCHITECTURES:
-        raise CheckpointError(f"{path}: model_type {kind!r} is unknown.", hint=f"known: {', '.join(ARCHITECTURES)}.")
-    asked = {
-        "quantization_config": published.get("quantization_config"),
-        "sliding_window": published.get("sliding_window") if published.get("use_sliding_window") else None,
-        "mlp_bias": published.get("mlp_bias"),
-        "hidden_act": published.get("hidden_act", "silu") if published.get("hidden_act", "silu") != "silu" else None,
-    }
-    for name, value in asked.items():
-        if value:
-            raise CheckpointError(
-                f"{path}: {name}={value!r} is not supported.", hint="it would change what the model says."
-            )
-
-
-def published_config(config: ModelConfig) -> dict[str, Any]:
-    """`config.json` as transformers reads it, in old and new spelling of the rope settings."""
-    fields = config.model_dump(mode="json")
-    spread = fields.pop("initializer_range")
-    latent = config.uses_latent_attention
-    if not latent:
-        strangers = (
-            "kv_lora_rank",
-            "q_lora_rank",
-            "qk_nope_head_dim",
-            "qk_rope_head_dim",
-            "v_head_dim",
-            "rope_interleave",
-        )
-        fields = {n: v for n, v in fields.items() if n not in strangers and "expert" not in n and "group" not in n}
-        fields["head_dim"] = config.attention_head_dim
-    else:
-        fields |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "head_dim": config.qk_rope_head_dim}
-        if not config.n_routed_experts:  # a dense model of this kind: every layer comes before the first with experts
-            fields |= {
-                "first_k_dense_replace": config.num_hidden_layers,
-                "n_routed_experts": 8,
-                "num_experts_per_tok": 2,
-            }
-    rope = {"rope_type": "default"} | (config.rope_scaling or {}) | {"rope_theta": config.rope_theta}
-    return fields | {
-        "architectures": [ARCHITECTURES[config.model_type]],
-        "hidden_act": "silu",
-        "initializer_range": spread or 0.02,
-        "num_key_value_heads": config.kv_heads,
-        "torch_dtype": "float32",
-        "rope_parameters": rope,
-        "use_cache": True,
-    }
 
 
 def published_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
@@ -164,82 +77,117 @@ def published_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
         yield f"model.layers.{layer}.shared_head.head.weight", head.detach().cpu().clone()
 
 
-@torch.no_grad()
-def load_weights(folder: Path, decoder: Decoder) -> None:
-    """Fill a decoder from a folder's safetensors, memory-mapped. Raises: CheckpointError; see `load_model`."""
-    ours = decoder.state_dict()
-    missing = set(ours)
-    stacks: dict[str, int] = {}
-    for name, tensor in _tensors(folder):
-        target, view = _place(name, ours, decoder.config)
-        if target is None:
-            if _is_known_copy(name, decoder.config):
+@dataclass(frozen=True, slots=True)
+class HFFolder:
+    """An opened folder: its settings, and where every tensor lies. Nothing of the weights is in memory.
+
+    block: rows and columns that share one scale of FP8 weights.
+    """
+
+    folder: Path
+    config: ModelConfig
+    entries: dict[str, Entry]
+    block: tuple[int, int] | None
+
+    @staticmethod
+    def open(folder: Path) -> "HFFolder":
+        """Raises: CheckpointError if settings or headers are missing, cut short, or contradict themselves."""
+        config = load_config(folder)
+        entries: dict[str, Entry] = {}
+        for path in _files(folder):
+            found = read_header(path)
+            if twice := entries.keys() & found.keys():
+                raise CheckpointError(
+                    f"{path} holds {min(twice)!r}, as another shard does.", hint="remove one of them."
+                )
+            entries |= found
+        return HFFolder(folder, config, entries, fp8_block(read_published(folder).get("quantization_config")))
+
+    @property
+    def where(self) -> str:
+        return str(self.folder)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.entries[name].shape
+
+    def placements(self, state: dict[str, Tensor]) -> list[Placement]:
+        """Raises: CheckpointError for a tensor that has no place, or is of a type no weight has."""
+        found = []
+        for name, entry in self.entries.items():
+            if _is_known_copy(name.removesuffix(SCALE), self.config):
                 continue
-            raise CheckpointError(
-                f"{folder}: unexpected tensor {name!r}.", hint="config.json and the weights do not match."
-            )
-        if view.shape != tensor.shape:
-            raise CheckpointError(f"{folder}: {name} has shape {tuple(tensor.shape)}, must be {tuple(view.shape)}.")
+            if name.endswith(f".weight{SCALE}") and name.removesuffix(SCALE) in self.entries and self.block:
+                continue
+            placement = _place(name, state, self.config)
+            if placement is None:
+                raise CheckpointError(
+                    f"{self.where}: unexpected tensor {name!r}.", hint="config.json and the weights do not match."
+                )
+            if entry.dtype not in FLOATS:
+                raise CheckpointError(f"{self.where}: {name} is of type {entry.dtype}.", hint="weights are floats.")
+            found.append(placement)
+        return found
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, FP8 multiplied out. Raises: CheckpointError if it is not finite or lacks its scales."""
+        tensor = self.entries[name].read()
+        if tensor.dtype == torch.float8_e4m3fn:
+            tensor = self._dequantised(name, tensor)
         if not tensor.isfinite().all():
             raise CheckpointError(
-                f"{folder}: {name} holds NaN or infinity.", hint="the file is damaged or training diverged."
+                f"{self.where}: {name} holds NaN or infinity.", hint="the file is damaged or training diverged."
             )
-        view.copy_(tensor)
-        if EXPERT.fullmatch(name):
-            stacks[target] = stacks.get(target, 0) + 1
-            wanted = decoder.config.n_routed_experts * (2 if target.endswith("gate_up_proj") else 1)
-            if stacks[target] < wanted:
-                continue
-        missing.discard(target)
-    if missing:
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} tensors, first {min(missing)!r}.", hint="is a shard missing?"
-        )
+        return tensor
 
-
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for path in _files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (no mapping)
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
+    def _dequantised(self, name: str, tensor: Tensor) -> Tensor:
+        """One scale per block (DeepSeek-V3, README_WEIGHTS.md): w = fp8 * scale; the last blocks may be ragged."""
+        entry = self.entries.get(name + SCALE)
+        rows, columns = self.block or (0, 0)
+        wanted = (-(-tensor.shape[0] // rows), -(-tensor.shape[-1] // columns)) if rows and tensor.ndim == 2 else ()
+        if entry is None or entry.shape != wanted or entry.dtype not in FLOATS:
             raise CheckpointError(
-                f"{path} cannot be read: {error}", hint="it may be cut short: copy it again."
-            ) from error
+                f"{self.where}: {name} is FP8, but its scales are missing or not of shape {wanted}.",
+                hint="FP8 weights need weight_block_size in config.json and a weight_scale_inv beside each.",
+            )
+        scale = entry.read().float().repeat_interleave(rows, 0)[: tensor.shape[0]]
+        return tensor.float() * scale.repeat_interleave(columns, 1)[:, : tensor.shape[1]]
 
 
 def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).exists():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{folder / INDEX} is damaged: {error}") from error
-        if any(Path(name).name != name for name in names):
-            raise CheckpointError(f"{folder / INDEX} points outside its folder.")
+            is_inside = all(Path(name).name == name and name not in (".", "..") for name in names)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{folder / INDEX} is damaged: {error!r}", hint="copy it again.") from error
+        if not is_inside:
+            raise CheckpointError(f"{folder / INDEX} points outside its folder.", hint="do not trust this model.")
         return [folder / name for name in names]
     return [folder / WEIGHTS]
 
 
-def _place(name: str, ours: dict[str, Tensor], config: ModelConfig) -> tuple[str | None, Tensor]:
-    """Our tensor for a published name, and the part of it that is meant."""
-    nothing = torch.empty(0)
-    if found := EXPERT.fullmatch(name):
-        stack, expert, which = found[1].removeprefix("model."), int(found[2]), found[3]
-        target = f"{stack}.{'down_proj' if which == 'down' else 'gate_up_proj'}"
-        if target not in ours or expert >= config.n_routed_experts:
-            return None, nothing
-        part = ours[target][expert]
-        return target, part if which == "down" else part.chunk(2)[which == "up"]
-    plain = name.removeprefix("model.")
-    return (plain, ours[plain]) if plain in ours else (None, nothing)
+def _place(name: str, state: dict[str, Tensor], config: ModelConfig) -> Placement | None:
+    """Our parameter for a published name, and the part of it that is meant."""
+    found = EXPERT.fullmatch(name)
+    if found is None:
+        plain = name.removeprefix("model.")
+        return Placement(name, plain, tuple(state[plain].shape)) if plain in state else None
+    stack, expert, which = found[1], int(found[2]), found[3]
+    target = f"{stack}.{'down_proj' if which == 'down' else 'gate_up_proj'}"
+    if target not in state or expert >= config.n_routed_experts:
+        return None
+    width, hidden = config.moe_intermediate_size, config.hidden_size
+    if which == "down":
+        return Placement(name, target, (hidden, width), part=(expert,))
+    first = 0 if which == "gate" else width
+    return Placement(name, target, (width, hidden), part=(expert, slice(first, first + width)))
 
 
 def _is_known_copy(name: str, config: ModelConfig) -> bool:
     """Tensors that published files repeat or that concern modules this config leaves out."""
     if (name == "lm_head.weight" and config.tie_word_embeddings) or name.endswith("rotary_emb.inv_freq"):
         return True
-    found = re.match(r"model\.layers\.(\d+)\.", name)
+    found = re.match(r"model\.layers\.(\d{1,9})\.", name)
     return found is not None and (
         int(found[1]) >= config.num_hidden_layers + config.num_nextn_predict_layers
         or (

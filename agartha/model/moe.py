@@ -1,4 +1,5 @@
-"""DeepSeekMoE with balancing free of an auxiliary loss (DeepSeek-V3, arXiv:2412.19437 §2.1.2).
+"""DeepSeekMoE with balancing free of an auxiliary loss (DeepSeek-V3, arXiv:2412.19437 §2.1.2), and the softmax routers of
+DeepSeek-V2 (arXiv:2405.04434 §2.2) and Qwen3, which are read and run but not balanced.
 
 Shapes: S tokens (rows and positions flattened), E experts, K chosen per token, H hidden, I expert width.
 The selection bias decides who is chosen and never enters the gate; it is stepped from global counts by the learner.
@@ -13,7 +14,7 @@ from agartha.model.ops import grouped_linear, swiglu
 
 
 class Router(nn.Module):
-    """Sigmoid affinities, biased selection limited to the best groups, gates normalised over the chosen."""
+    """Affinities of a token to every expert, a selection limited to the best groups, gates normalised over the chosen."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -21,17 +22,19 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.e_score_correction_bias: Tensor
         self.expert_load: Tensor
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
+        self.is_biased = config.topk_method == "noaux_tc"
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts), persistent=self.is_biased)
         self.register_buffer("expert_load", torch.zeros(config.n_routed_experts), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [S, H] -> chosen experts [S, K], gates [S, K] float32, affinities [S, E] float32."""
         config = self.config
-        scores = nn.functional.linear(x.float(), self.weight.float()).sigmoid()
+        logits = nn.functional.linear(x.float(), self.weight.float())
+        scores = logits.sigmoid() if config.scoring_func == "sigmoid" else logits.softmax(-1)
         in_backward = torch._C._current_graph_task_id() != -1  # recomputation must not count twice
         counts = self.training and torch.is_grad_enabled() and not in_backward
         with torch.no_grad():
-            chosen = self._select(scores + self.e_score_correction_bias)
+            chosen = self._select(scores + self.e_score_correction_bias if self.is_biased else scores)
             if counts:
                 self.expert_load += torch.bincount(chosen.flatten(), minlength=config.n_routed_experts)
         gates = scores.gather(1, chosen)
@@ -39,21 +42,22 @@ class Router(nn.Module):
             gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
         return chosen, gates * config.routed_scaling_factor, scores
 
-    def _select(self, biased: Tensor) -> Tensor:
+    def _select(self, affinities: Tensor) -> Tensor:
         config = self.config
-        if config.n_group > 1:
-            grouped = biased.unflatten(1, (config.n_group, -1))
-            group_scores = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
+        if config.n_group > 1 and config.topk_method != "greedy":
+            grouped = affinities.unflatten(1, (config.n_group, -1))
+            group_scores = grouped.topk(min(2 if self.is_biased else 1, grouped.shape[-1]), -1).values.sum(-1)
             best = group_scores.topk(config.topk_group, -1).indices
             allowed = torch.zeros_like(group_scores, dtype=torch.bool).scatter_(1, best, True)
-            biased = grouped.masked_fill(~allowed.unsqueeze(-1), float("-inf")).flatten(1)
-        return biased.topk(config.num_experts_per_tok, -1, sorted=False).indices
+            affinities = grouped.masked_fill(~allowed.unsqueeze(-1), float("-inf")).flatten(1)
+        return affinities.topk(config.num_experts_per_tok, -1, sorted=False).indices
 
     @torch.no_grad()
     def step_bias(self, speed: float) -> None:
         """Raise the bias of experts under the mean load and lower the others, keep its mean at zero, reset the counts."""
-        step = torch.sign(self.expert_load.mean() - self.expert_load) * speed
-        self.e_score_correction_bias += step - step.mean()
+        if self.is_biased:
+            step = torch.sign(self.expert_load.mean() - self.expert_load) * speed
+            self.e_score_correction_bias += step - step.mean()
         self.expert_load.zero_()
 
 

@@ -25,6 +25,12 @@ def inverse_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
         return plain, 1.0
     if kind == "linear":
         return plain / scaling["factor"], 1.0
+    if kind == "factors":  # one divisor for each pair, as GGUF files write them
+        if len(scaling["factors"]) != len(plain):
+            raise ConfigError(
+                f"{len(scaling['factors'])} rope factors, must be {len(plain)}", hint="the file is damaged"
+            )
+        return plain / torch.tensor(scaling["factors"], dtype=torch.float32), 1.0
     if kind == "llama3":
         return _llama3(plain, scaling), 1.0
     if kind == "yarn":
@@ -65,7 +71,7 @@ def _yarn_factor(scaling: dict) -> float:
 
 
 class Rope(torch.nn.Module):
-    """Table of cos and sin, grown as positions ask for it."""
+    """Table of cos and sin. On a CPU it grows as positions ask for it; elsewhere it is whole, for to look is to wait."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -75,7 +81,9 @@ class Rope(torch.nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """positions [..., T] -> [..., T, R] float32: cos in the first half, sin in the second."""
         longest = self.config.max_position_embeddings
-        if self.table is None or self.table.device != positions.device:
+        if positions.device.type == "cpu" and positions.numel():
+            longest = min(longest, max(4096, 1 << int(positions.max()).bit_length()))
+        if self.table is None or self.table.device != positions.device or len(self.table) < longest:
             frequencies, factor = inverse_frequencies(self.config)
             angles = torch.arange(longest, dtype=torch.float32)[:, None] * frequencies
             self.table = (torch.cat([angles.cos(), angles.sin()], -1) * factor).to(positions.device)

@@ -19,6 +19,14 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
 }  # fmt: skip
 GROUPED = TINY | {"num_key_value_heads": 2}
+V2 = EXPERTS | {
+    "model_type": "deepseek_v2", "scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False,
+    "n_shared_experts": 2,
+}  # fmt: skip
+QWEN_MOE = GROUPED | {
+    "model_type": "qwen3_moe", "head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+    "n_shared_experts": 0, "first_k_dense_replace": 0, "scoring_func": "softmax", "topk_method": "greedy",
+}  # fmt: skip
 
 SHAPES = {
     "latent, dense": LATENT,
@@ -36,6 +44,19 @@ SHAPES = {
     "llama 3 rope, tied": GROUPED | {"model_type": "llama", "rope_scaling": LLAMA3, "tie_word_embeddings": True},
     "qwen2": GROUPED | {"model_type": "qwen2"},
     "qwen3": GROUPED | {"model_type": "qwen3", "head_dim": 16},
+    "deepseek_v2, lite": V2,
+    "deepseek_v2, groups": V2
+    | {
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 4.0,
+        "q_lora_rank": 24,
+    },
+    "deepseek_v2, yarn": V2 | {"rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
+    "qwen3_moe": QWEN_MOE | {"norm_topk_prob": True},
+    "qwen3_moe, some layers": QWEN_MOE
+    | {"norm_topk_prob": False, "decoder_sparse_step": 2, "mlp_only_layers": (3,), "num_hidden_layers": 4},
 }
 
 

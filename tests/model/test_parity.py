@@ -55,7 +55,9 @@ def test_expert_gradients_are_those_of_transformers(tmp_path: Path) -> None:
         assert (mine.gate_up_proj.grad - reference).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["experts", "llama", "qwen2", "qwen3", "yarn"])
+@pytest.mark.parametrize(
+    "name", ["experts", "llama", "qwen2", "qwen3", "yarn", "deepseek_v2, groups", "qwen3_moe, some layers"]
+)
 def test_folder_saved_by_transformers_opens_here(name: str, tmp_path: Path) -> None:
     save_model(tmp_path / "ours", random_decoder(SHAPES[name]))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()

@@ -34,6 +34,12 @@ def test_packed_decoder_equals_the_decoder(name: str) -> None:
     decoder = random_decoder(SHAPES[name])
     ids, positions = some_tokens(3, 24)
     full = decoder.logits(decoder(ids, positions))
+    if (
+        decoder.config.n_routed_experts
+        and decoder.config.scoring_func == "softmax"
+        and not PackedDecoder.usable(decoder)
+    ):
+        return  # the kernels route by sigmoid; the engine then runs the plain form, tested above
     packed, rows = PackedDecoder(decoder, 6, 32, torch.float32), torch.tensor([5, 1, 3])
     first = packed.step(ids[:, :9].flatten(), rows.repeat_interleave(9), positions[:, :9].flatten()).view(3, 9, -1)
     assert (first - full[:, :9]).abs().max() < 2e-5

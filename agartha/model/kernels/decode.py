@@ -77,7 +77,8 @@ class PackedDecoder:
         """Whether the kernels can run this decoder here."""
         config = decoder.config
         width = (config.kv_lora_rank or 0) if config.uses_latent_attention else config.attention_head_dim
-        return decoder.norm.weight.device.type == "cpu" and width % 16 == 0 and library() is not None
+        routes = not config.n_routed_experts or (config.scoring_func, config.topk_method) == ("sigmoid", "noaux_tc")
+        return routes and decoder.norm.weight.device.type == "cpu" and width % 16 == 0 and library() is not None
 
     @torch.no_grad()
     def load_weights(self, decoder: Decoder) -> None:
@@ -153,7 +154,7 @@ class PackedDecoder:
         layer.q, layer.k, layer.v = (
             self._linear(p.weight, p.bias) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        if self.config.model_type == "qwen3":
+        if self.config.norms_queries:
             layer.q_norm, layer.k_norm = self._keep(attention.q_norm.weight), self._keep(attention.k_norm.weight)
 
     def _fill_feed_forward(self, layer: _Layer, mlp: MLP) -> None:
