@@ -16,11 +16,20 @@ FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 
 class Tokenizer:
-    """A trained tokenizer with an end and a padding token."""
+    """A trained tokenizer with an end and a padding token, some with a token for the beginning.
 
-    def __init__(self, backend: Backend, eos: str = EOS, pad: str = PAD):
-        self.backend, self.eos, self.pad = backend, eos, pad
+    adds_bos: whether plain text begins with `bos_id`, which is left to the caller; chat templates write their own.
+    """
+
+    def __init__(
+        self, backend: Backend, eos: str = EOS, pad: str = PAD, bos: str | None = None, adds_bos: bool = False
+    ):
+        self.backend, self.eos, self.pad, self.bos = backend, eos, pad, bos
         self.eos_id, self.pad_id = self._id(eos), self._id(pad)
+        self.bos_id = None if bos is None else self._id(bos)
+        self.adds_bos = adds_bos and bos is not None
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._is_words = isinstance(backend.model, models.WordLevel)
         self._unknown_id = backend.token_to_id(UNKNOWN) if self._is_words else None
         self._words = backend.get_vocab() if self._is_words else {}
@@ -63,9 +72,11 @@ class Tokenizer:
             settings = json.loads((folder / SETTINGS).read_text()) if (folder / SETTINGS).exists() else {}
         except Exception as error:  # the library raises bare Exceptions
             raise DataError(f"{folder} holds no readable {FILE}: {error}", hint="name a model folder.") from error
-        eos, pad = (_content(settings.get(key)) for key in ("eos_token", "pad_token"))
+        backend.no_truncation()  # some published files cut texts or fill them up unasked
+        backend.no_padding()
+        bos, eos, pad = (_content(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token"))
         eos = eos or EOS
-        return Tokenizer(backend, eos, pad or eos)
+        return Tokenizer(backend, eos, pad or eos, bos, bool(settings.get("add_bos_token")))
 
     def save(self, folder: Path) -> None:
         """Write both files into `folder`."""
@@ -74,6 +85,8 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos, "pad_token": self.pad,
             "clean_up_tokenization_spaces": False, "model_max_length": 1_000_000_000,
         }  # fmt: skip
+        if self.bos is not None:
+            settings |= {"bos_token": self.bos, "add_bos_token": self.adds_bos}
         if self.backend.token_to_id(UNKNOWN) is not None:
             settings["unk_token"] = UNKNOWN
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2))
@@ -107,6 +120,14 @@ class Tokenizer:
         if self._is_words:
             return " ".join(self.backend.id_to_token(i) or UNKNOWN for i in ids)
         return self.backend.decode(list(ids), skip_special_tokens=False)
+
+    def token(self, token_id: int) -> str | None:
+        """A token as the vocabulary spells it, or None if there is no such id."""
+        return self.backend.id_to_token(token_id)
+
+    def find(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it."""
+        return self.backend.token_to_id(token)
 
     def check_model(self, vocab_size: int) -> None:
         """Raises: DataError if a model of `vocab_size` rows cannot take every id."""

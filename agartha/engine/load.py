@@ -1,0 +1,119 @@
+"""Open a model with all that is needed to talk to it: weights, tokenizer, chat template, end tokens, sampling defaults."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agartha.core.errors import CheckpointError
+from agartha.core.hashing import digest
+from agartha.model.decoder import Decoder
+from agartha.model.gguf_file import GGUF
+from agartha.model.hf_folder import HFFolder
+from agartha.model.open import Weights, fill_decoder, open_source
+from agartha.text.gguf_tokenizer import gguf_tokenizer
+from agartha.text.tokenizer import Tokenizer
+
+END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_turn|>", "<｜end▁of▁sentence｜>", "<|endoftext|>")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+SAMPLE = 2**16  # bytes taken at each of 16 places of a weights file for its digest
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """template: the source of the chat template. eos_ids: every token that ends a reply. digest: see `digest_of`.
+    defaults: what the model's makers advise for sampling, by the names of `Sampling`."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    template: str | None
+    eos_ids: tuple[int, ...]
+    name: str
+    digest: str
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+def load(path_or_name: Path | str, weights: Weights = "auto") -> Loaded:
+    """A model folder or a `.gguf` file.
+
+    Raises: CheckpointError or DataError if anything is missing, damaged, or of a kind we do not know.
+    """
+    path = Path(path_or_name)
+    source = open_source(path)
+    tokenizer = gguf_tokenizer(source.metadata) if isinstance(source, GGUF) else Tokenizer.load(path)
+    tokenizer.check_model(source.config.vocab_size)
+    generation = {} if isinstance(source, GGUF) else _json(path / "generation_config.json")
+    decoder = fill_decoder(source, weights).eval()
+    return Loaded(
+        decoder,
+        tokenizer,
+        _template(source),
+        _eos_ids(source, tokenizer, generation),
+        path.resolve().name.removesuffix(".gguf"),
+        digest_of(path),
+        {name: generation[name] for name in SAMPLING if isinstance(generation.get(name), int | float)},
+    )
+
+
+def digest_of(path: Path) -> str:
+    """A name for the weights that is cheap to compute: sizes, and samples of 64 KiB from 16 places of each file.
+
+    It tells models apart; it proves nothing about a file that someone altered on purpose.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) + sorted(path.glob("config.json"))
+    return digest([[file.name, file.stat().st_size, _sampled(file)] for file in files])
+
+
+def _sampled(path: Path) -> str:
+    hashed, size = hashlib.sha256(), path.stat().st_size
+    with path.open("rb") as file:
+        for i in range(16):
+            file.seek(max(0, size - SAMPLE) * i // 15)
+            hashed.update(file.read(SAMPLE))
+    return hashed.hexdigest()
+
+
+def _eos_ids(source: GGUF | HFFolder, tokenizer: Tokenizer, generation: dict[str, Any]) -> tuple[int, ...]:
+    """What the settings name, and the marks that end a turn, where they are special tokens of this model."""
+    named = generation.get("eos_token_id")
+    ids = {tokenizer.eos_id, source.config.eos_token_id, *(named if isinstance(named, list) else [named])}
+    if isinstance(source, GGUF):
+        ids |= {source.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")}
+    ids |= {i for i in map(tokenizer.find, END_OF_TURN) if i in tokenizer.special_ids}
+    return tuple(sorted(i for i in ids if isinstance(i, int) and 0 <= i < source.config.vocab_size))
+
+
+def _template(source: GGUF | HFFolder) -> str | None:
+    if isinstance(source, GGUF):
+        found = source.metadata.get("tokenizer.chat_template")
+        return found if isinstance(found, str) else None
+    file = source.folder / "chat_template.jinja"
+    if file.exists():
+        return _text(file)
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = _json(source.folder / name).get("chat_template")
+        if isinstance(found, list):  # several by name
+            named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+            found = named.get("default")
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object, or {} where there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON: {error}", hint="it may be cut short: copy it again.") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", hint="copy it again.") from error
