@@ -1,11 +1,14 @@
 """From logits to the next tokens. Each row has its own settings and its own randomness.
 
 The random number of a completion's t-th token is a pure function of (seed, t), so a completion does not depend on which
-others happen to share its batch. Shapes: S rows, V vocabulary.
+others happen to share its batch. Order of operations, each only for rows that ask for it: repetition penalty, presence and
+frequency penalty, logit bias, stop ids masked before min_tokens, the guide's mask (`edit`); then temperature, top-p, top-k,
+min-p and the draw (`choose`). Shapes: S rows, V vocabulary.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +17,8 @@ from torch import Tensor
 from agartha.core.errors import ConfigError, NumericsError
 
 UNCUT = (1.0, 0.0, 0.0)  # top_p, top_k, min_p that leave everything in
+HEAD = 1024  # tokens: the likeliest, among which a cut nearly always falls
+TOP_LOGPROBS = 20  # the most that may be asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +36,38 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     min_p: float = 0.0
     """Keep tokens at least so likely, relative to the likeliest one."""
+    min_tokens: int = 0
+    """No stop id comes before so many tokens."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens in prompt or reply, multiplies negative ones (CTRL, arXiv:1909.05858 §4.1)."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that are in the reply (OpenAI's definition)."""
+    frequency_penalty: float = 0.0
+    """Taken from the logits of the reply's tokens, as often as they are there (OpenAI's definition)."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these ids."""
+    top_logprobs: int = 0
+    """Report so many of the likeliest tokens at each place, at most 20."""
+    logprobs_of: Literal["policy", "model"] = "policy"
+    """Whose log-probabilities are reported: "policy" is the model's logits over the temperature, nothing else, which is what a
+    policy gradient recomputes (greedy counts as temperature 1); "model" is temperature 1, which is what OpenAI's API reports.
+    Penalties, bias, masks and cuts change neither."""
 
     @property
     def settings(self) -> tuple[float, float, float, float]:
         """A row of what `choose` takes."""
         return self.temperature, self.top_p, self.top_k, self.min_p
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether logits change before the temperature."""
+        penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
+        return penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias) or self.min_tokens > 0
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether more is reported than the policy's log-probability of the token."""
+        return self.top_logprobs > 0 or (self.logprobs_of == "model" and self.temperature not in (0.0, 1.0))
 
     def __post_init__(self) -> None:
         within = 0 <= self.temperature < float("inf") and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
@@ -43,6 +75,19 @@ class Sampling:
             raise ConfigError(
                 f"{self} is out of bounds.",
                 hint="temperature >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, top_k >= 0, max_tokens >= 1.",
+            )
+        penalties = abs(self.presence_penalty) <= 2 and abs(self.frequency_penalty) <= 2
+        if not penalties or not 0 < self.repetition_penalty <= 100:
+            raise ConfigError(
+                f"{self} is out of bounds.",
+                hint="presence and frequency penalty within -2 and 2, 0 < repetition penalty <= 100.",
+            )
+        biased = all(abs(value) <= 100 for value in self.logit_bias.values())
+        counts = 0 <= self.min_tokens <= self.max_tokens and 0 <= self.top_logprobs <= TOP_LOGPROBS
+        if not biased or not counts or self.logprobs_of not in ("policy", "model"):
+            raise ConfigError(
+                f"{self} is out of bounds.",
+                hint=f"logit_bias within -100 and 100, 0 <= min_tokens <= max_tokens, 0 <= top_logprobs <= {TOP_LOGPROBS}.",
             )
 
 
@@ -64,8 +109,9 @@ def choose(
         chosen = scaled.argmax(-1)
     else:
         probabilities = scaled.exp()
-        if (settings[:, 1:] != UNCUT).any():
-            probabilities = _cut(probabilities, settings)
+        cut = np.flatnonzero((settings[:, 1:] != UNCUT).any(1) & ~greedy)
+        if len(cut):
+            probabilities[cut] = _cut(probabilities[cut], settings[cut])
         cumulative = probabilities.cumsum(-1, dtype=torch.float64)
         threshold = torch.from_numpy(uniform(seeds, counts)).unsqueeze(1) * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
@@ -78,6 +124,43 @@ def choose(
             hint="the weights have diverged: lower the learning rate, or go back to an earlier checkpoint.",
         )
     return chosen.numpy(), logprobs
+
+
+def edit(
+    logits: np.ndarray, sampling: Sampling, prompt: np.ndarray, reply: np.ndarray, mask: np.ndarray | None
+) -> None:
+    """Change one row's logits [V] float32 in place, by its settings, its tokens so far and a guide's mask [V] of bools.
+
+    The mask wins over min_tokens: where it allows stop ids only, they stay.
+    """
+    if sampling.repetition_penalty != 1:
+        seen = np.unique(np.concatenate([prompt, reply]))
+        old, penalty = logits[seen], np.float32(sampling.repetition_penalty)
+        logits[seen] = np.where(old > 0, old / penalty, old * penalty)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        ids, times = np.unique(reply, return_counts=True)
+        logits[ids] -= (sampling.presence_penalty + sampling.frequency_penalty * times).astype(np.float32)
+    if sampling.logit_bias:
+        logits[list(sampling.logit_bias)] += np.fromiter(sampling.logit_bias.values(), np.float32)
+    stops = [i for i in sampling.stop_ids if i < len(logits)] if len(reply) < sampling.min_tokens else []
+    if mask is None:
+        logits[stops] = -np.inf
+        return
+    logits[: len(mask)][~mask[: len(logits)]] = -np.inf
+    logits[len(mask) :] = -np.inf
+    if stops:
+        kept = logits[stops]
+        logits[stops] = -np.inf
+        if np.isneginf(logits).all():
+            logits[stops] = kept
+
+
+def report(logits: Tensor, sampling: Sampling, chosen: int) -> tuple[float, list[tuple[int, float]]]:
+    """Log-probability of `chosen`, and the likeliest tokens with theirs, from one row's unedited logits [V]."""
+    divide = 1.0 if sampling.logprobs_of == "model" or sampling.temperature == 0 else sampling.temperature
+    logprobs = (logits / divide).log_softmax(-1)
+    top = logprobs.topk(min(sampling.top_logprobs, len(logprobs)))
+    return float(logprobs[chosen]), list(zip(top.indices.tolist(), top.values.tolist()))
 
 
 def uniform(seeds: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -97,10 +180,21 @@ def mix(x: Any) -> Any:
 
 
 def _cut(probabilities: Tensor, settings: np.ndarray) -> Tensor:
-    """Zero what top-p, top-k and min-p leave out; at least the likeliest token stays."""
+    """Zero what top-p, top-k and min-p leave out; at least the likeliest token stays.
+
+    Sorting a vocabulary costs more than a step of a small model, so only its head is sorted where that is enough.
+    """
     _, top_p, top_k, min_p = torch.from_numpy(settings).unsqueeze(1).unbind(-1)
-    ordered, order = probabilities.sort(-1, descending=True)
-    rank = torch.arange(probabilities.shape[1])
+    vocab = probabilities.shape[1]
+    ordered, order = probabilities.topk(min(HEAD, vocab))
+    inside = (
+        (ordered.sum(-1, keepdim=True) >= top_p)
+        | ((top_k > 0) & (top_k <= HEAD))
+        | (ordered[:, -1:] < min_p * ordered[:, :1])
+    )
+    if not inside.all():
+        ordered, order = probabilities.sort(-1, descending=True)
+    rank = torch.arange(ordered.shape[1])
     keep = (
         (ordered.cumsum(-1) - ordered < top_p) & ((top_k == 0) | (rank < top_k)) & (ordered >= min_p * ordered[:, :1])
     )
