@@ -13,6 +13,7 @@ from torch import Tensor
 from agartha.core.errors import CapacityError
 from agartha.model.decoder import Decoder
 from agartha.model.kernels.decode import PackedDecoder
+from agartha.model.kernels.paged import PagedPacked
 
 SCRATCH = 2**28  # numbers: what the rows of a layer may take when they are gathered
 
@@ -123,15 +124,14 @@ class PagedTorch:
         )
         order, counts = rows.argsort(stable=True), torch.bincount(rows)
         firsts = counts.cumsum(0) - counts
-        found: Tensor | None = None
+        found = torch.empty(
+            len(rows), self.decoder.config.hidden_size, dtype=self.decoder.compute_dtype, device=rows.device
+        )
         for length in counts.unique().tolist():
             for some in self._split((counts == length).nonzero()[:, 0], length, positions):
                 at = order[firsts[some, None] + torch.arange(length, device=some.device)]
                 cache = _Blocks(self.blocks, tables[some], int(positions[at].max()) + 1)
-                states = self.decoder(token_ids[at], positions[at], cache=cache)
-                found = states.new_empty(len(rows), states.shape[-1]) if found is None else found
-                found[at] = states
-        assert found is not None
+                found[at] = self.decoder(token_ids[at], positions[at], cache=cache)
         return found[wanted]
 
     @torch.no_grad()
@@ -165,6 +165,6 @@ class _Blocks:
         return blocks[self.tables[:, : (self.used + BLOCK - 1) // BLOCK]].flatten(1, 2)[:, : self.used]
 
 
-def make_paged(decoder: Decoder, num_blocks: int) -> PagedTorch:
+def make_paged(decoder: Decoder, num_blocks: int) -> PagedTorch | PagedPacked:
     """The fastest form that runs here."""
-    return PagedTorch(decoder, num_blocks)
+    return (PagedPacked if PagedPacked.usable(decoder) else PagedTorch)(decoder, num_blocks)

@@ -1,7 +1,7 @@
 """One decoder for training and for generation: DeepSeek-V3, and dense Llama- and Qwen-like models through the same class.
 
 Shapes: B rows, T tokens, H hidden, V vocabulary. Parameters are float32 masters; work happens in `compute_dtype`.
-Left out: losses, sampling, quantised weights.
+Left out: losses, sampling.
 """
 
 import torch
@@ -13,6 +13,7 @@ from agartha.model.cache import KVCache
 from agartha.model.config import ModelConfig
 from agartha.model.layers import MLP, Linear, RMSNorm
 from agartha.model.moe import Experts, MoE, Router
+from agartha.model.quantised import PackedLinear
 from agartha.model.rope import Rope
 
 
@@ -115,6 +116,8 @@ class Decoder(nn.Module):
     def logits(self, hidden_states: Tensor) -> Tensor:
         """[.., H] -> [.., V] float32."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
+        if isinstance(head, PackedLinear):
+            return head.project(hidden_states).float()
         return nn.functional.linear(hidden_states, head.weight.to(hidden_states.dtype)).float()
 
     def mtp(

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from agartha.model.config import ModelConfig
 from agartha.model.ops import rms_norm, swiglu
+from agartha.model.quantised import PackedLinear
 
 
 class Linear(nn.Module):
@@ -42,5 +43,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(width, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.gate_proj, PackedLinear):
+            return self.down_proj(swiglu(torch.cat([self.gate_proj(x), self.up_proj(x)], -1)))
         both = torch.cat([self.gate_proj.weight, self.up_proj.weight]).to(x.dtype)  # one product instead of two
         return self.down_proj(swiglu(nn.functional.linear(x, both)))

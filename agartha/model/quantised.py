@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agartha.core.errors import DataError
+from agartha.model import kernels
+from agartha.model.kernels.linear import BFLOAT16, FLOAT32, Matrix
 
 GROUP = 32  # inputs that share a scale
 HALF_MAX = 65504.0
+DENSE_ROWS = 4096  # of a weight that are made dense at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +115,117 @@ def _half(x: Tensor) -> Tensor:
             "a scale is not finite or exceeds 65504, the limit of half precision.", hint="is the file damaged?"
         )
     return x.to(torch.float16)
+
+
+class PackedLinear(nn.Module):
+    """A linear map that holds its weight packed, once. Not trained, not saved, on the CPU only.
+
+    bfloat16 inputs go through the compiled kernels, or without a compiler through torch's own: these are quick, and with 8-
+    and 4-bit weights a little inexact, for our kernels round the inputs to 8 bits and torch's the scales to bfloat16.
+    Inputs of any other type meet the dense weight: exact and slow. The C decoder reads `matrix` where there is one.
+    """
+
+    def __init__(self, weight: Int4 | Int8 | Tensor, bias: Tensor | None = None):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
+        self.matrix = _compiled(weight) if kernels.available() else None
+        self.plain = None if self.matrix is not None else _plain(weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """Dense, float32 [O, I]; made anew at every call."""
+        return self.rows(torch.arange(self.out_features))
+
+    def rows(self, index: Tensor) -> Tensor:
+        """index [...] -> rows of the weight, float32 [..., I]."""
+        form = self.matrix or self.plain
+        assert form is not None
+        return form.rows(index.flatten()).view(*index.shape, self.in_features)
+
+    def project(self, x: Tensor) -> Tensor:
+        """x [..., I] -> [..., O]"""
+        form, flat = self.matrix or self.plain, x.reshape(-1, self.in_features)
+        assert form is not None
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            y = form.product(flat.float()) if self.matrix is not None else form.product(flat)
+            y = y if self.bias is None else y + self.bias
+        else:
+            y = self._exact(flat)
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x)
+
+    def _exact(self, x: Tensor) -> Tensor:
+        y, bias = x.new_empty(len(x), self.out_features), self.bias
+        for index in torch.arange(self.out_features).split(DENSE_ROWS):
+            some = None if bias is None else bias[index].to(x)
+            y[:, index[0] : index[-1] + 1] = nn.functional.linear(x, self.rows(index).to(x), some)
+        return y
+
+
+class PackedEmbedding(PackedLinear):
+    """Token embeddings, packed: `forward` looks up, `project` serves as the head of a tied model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """ids [...] -> float32 [..., I]"""
+        return self.rows(x)
+
+
+def _compiled(weight: Int4 | Int8 | Tensor) -> Matrix:
+    if isinstance(weight, Tensor):
+        return Matrix.of(weight, FLOAT32 if weight.dtype == torch.float32 else BFLOAT16)
+    return Matrix.of_levels(weight.levels, weight.scale, weight.minimum if isinstance(weight, Int4) else None)
+
+
+class _Dense:
+    def __init__(self, weight: Tensor):
+        self.kept = weight
+
+    def product(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.kept.to(x.dtype))
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self.kept[index].float()
+
+
+class _TorchInt8(_Dense):
+    """One scale for each output, and inputs in multiples of 32: what `_weight_int8pack_mm` takes."""
+
+    def __init__(self, weight: Int8):
+        self.levels, self.scale = weight.levels.contiguous(), weight.scale[:, 0].bfloat16()
+
+    def product(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int8pack_mm(x, self.levels, self.scale)
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self.levels[index] * self.scale[index, None].float()
+
+
+class _TorchInt4(_Dense):
+    """Outputs in multiples of 16, inputs of 32: what `_weight_int4pack_mm_for_cpu` takes, w = (level - 8) * scale + zero."""
+
+    def __init__(self, weight: Int4):
+        scale, minimum = weight.scale.float(), weight.minimum.float()
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.levels.int(), 1)
+        self.scales = torch.stack([scale.t(), (minimum + 8 * scale).t()], 2).bfloat16().contiguous()
+
+    def product(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.scales)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The kernel's order of levels is its own, so the weight is read by multiplying with the identity."""
+        identity = torch.eye(self.scales.shape[0] * GROUP, dtype=torch.bfloat16)
+        return self.product(identity).t()[index].float()
+
+
+def _plain(weight: Int4 | Int8 | Tensor) -> _Dense:
+    """What torch has kernels for, and bfloat16 for the rest."""
+    if isinstance(weight, Tensor):
+        return _Dense(weight if weight.dtype == torch.float32 else weight.bfloat16())
+    if isinstance(weight, Int8) and weight.scale.shape[1] == 1 and weight.shape[1] % 32 == 0:
+        return _TorchInt8(weight)
+    if isinstance(weight, Int4) and weight.shape[0] % 16 == 0 and weight.shape[1] % 32 == 0:
+        return _TorchInt4(weight)
+    return _Dense(weight.dense(torch.bfloat16))
