@@ -6,7 +6,8 @@ is 28); then it tries the four operators on the other two until one of those val
 
     3 12 8 -> 28 : <think> | 3 12 8 ? + 20 - 36 : + 15 - 9 * 36 yes </think> <answer> 3 * 12 = 36 , 36 - 8 = 28 </answer>
 
-With four numbers it first takes some step at random (`; 8 12 7 17 + 20`) and searches what that leaves, then takes another.
+With four numbers it first names them (`a 3 b 12 c 8 d 9`), takes a step on two of them (`; b 12 d 9 + 21 a 3 c 8`: what it makes,
+and what is left) and searches that, then takes the next step. Names let a small model copy what it means, also where numbers repeat.
 Held-out number multisets never occur: not as a problem, and not as what is left inside a larger one.
 """
 
@@ -22,13 +23,14 @@ from agartha.worlds.countdown import (
     apply,
     draw_problem,
     moves,
-    pairs_first,
     steps_of,
     touches_held_out,
 )
 
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
-WORDS = [*map(str, range(HIGHEST_VALUE + 1)), *"+-*/=,:|;?", "->", "no", "yes", *TAGS]
+NAMES = "abcd"
+PAIRS = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+WORDS = [*map(str, range(HIGHEST_VALUE + 1)), *"+-*/=,:|;?", "->", "no", "yes", *NAMES, *TAGS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +130,18 @@ class Author:
         return f"{' '.join(self.thought)} </think> {self.answer(chain or self.random_chain(numbers))}"
 
     def explore_two(self, numbers: tuple[int, ...], target: int) -> list[Move] | None:
-        wanted = self.want(numbers, target)
+        self.write("|", *numbers)
+        wanted = self.want(numbers[1], target)
         self.write(numbers[0], "yes" if numbers[0] in wanted else "no")
         return [wanted[numbers[0]]] if numbers[0] in wanted else None
 
-    def explore_three(self, numbers: tuple[int, ...], target: int, first: int | None = None) -> list[Move] | None:
-        """Each of the three numbers is set aside once, in a cyclic order from the first-th on."""
-        first = self.rng.randrange(3) if first is None else first
-        for turn in range(first, first + 3):
-            order = numbers[turn % 3 :] + numbers[: turn % 3]
-            wanted = self.want(order, target)
+    def explore_three(self, numbers: tuple[int, ...], target: int, written: bool = False) -> list[Move] | None:
+        """Each of the three numbers is set aside once, in cyclic order; `written`: they stand there already."""
+        for turn in range(3):
+            order = numbers[turn:] + numbers[:turn]
+            if turn or not written:
+                self.write("|", *order)
+            wanted = self.want(order[-1], target)
             for step in steps_of(order):
                 if self.patience <= 0:
                     return None
@@ -150,22 +154,27 @@ class Author:
         return None
 
     def explore_four(self, numbers: tuple[int, ...], target: int) -> list[Move] | None:
-        options = [(order, step) for order in pairs_first(numbers) for step in steps_of(order)]
-        for order, step in self.rng.sample(options, len(options)):
-            slipped = self.slip(step)
-            step = step if touches_held_out(slipped[4]) else slipped
-            self.write(";", *order, step[1], step[3])
-            chain = self.explore_three(step[4], target, 0)
-            if chain is not None:
-                return [step, *chain]
-            if self.patience <= 0:
-                return None
+        """Each pair of the four is combined in each way, from a random pair on; what that leaves is searched."""
+        named = list(zip(NAMES, numbers))
+        self.write(*(word for pair in named for word in pair))
+        first = self.rng.randrange(len(PAIRS))
+        for i, j in PAIRS[first:] + PAIRS[:first]:
+            rest = [pair for k, pair in enumerate(named) if k not in (i, j)]
+            for step in steps_of((numbers[i], numbers[j], *(number for _, number in rest))):
+                slipped = self.slip(step)
+                step = step if touches_held_out(slipped[4]) else slipped
+                self.write(";", *named[i], *named[j], step[1], step[3], *(word for pair in rest for word in pair))
+                chain = self.explore_three(step[4], target, written=True)
+                if chain is not None:
+                    return [step, *chain]
+                if self.patience <= 0:
+                    return None
         return None
 
-    def want(self, order: tuple[int, ...], target: int) -> dict[int, Move]:
-        """Write which values would do with the last number; what the last step would be for each of them."""
-        wanted = wants(order[-1], target)
-        self.write("|", *order, "?", *(word for value, step in wanted for word in (step[1], value)), ":")
+    def want(self, number: int, target: int) -> dict[int, Move]:
+        """Write which values would do with this number; what the last step would be for each of them."""
+        wanted = wants(number, target)
+        self.write("?", *(word for value, step in wanted for word in (step[1], value)), ":")
         return dict(reversed(wanted))  # the first way to want a value is the one remembered
 
     def write(self, *words: object) -> None:

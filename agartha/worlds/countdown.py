@@ -190,7 +190,7 @@ def pairs_first(numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
     ]
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=20_000)
 def steps_of(order: tuple[int, ...]) -> list[Move]:
     """What the four operators make of the first two; the larger leads where order matters."""
     a, b, *rest = order
@@ -200,7 +200,7 @@ def steps_of(order: tuple[int, ...]) -> list[Move]:
     return [(x, operator, y, result, (result, *rest)) for x, operator, y, result in tried if result is not None]
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=5_000)
 def moves(numbers: tuple[int, ...]) -> list[Move]:
     """All first steps."""
     return [step for order in pairs_first(numbers) for step in steps_of(order)]
@@ -208,15 +208,22 @@ def moves(numbers: tuple[int, ...]) -> list[Move]:
 
 def draw_problem(rng: random.Random, size: int) -> tuple[tuple[int, ...], int]:
     """Numbers and a target reached by a random valid expression, target not among the numbers."""
-    while True:
-        numbers = tuple(rng.randint(1, HIGHEST_GIVEN) for _ in range(size))
-        left: list[int | None] = list(numbers)
-        while len(left) > 1 and None not in left:
-            rng.shuffle(left)
-            left.append(apply(left.pop(), rng.choice("+-*/"), left.pop()))  # type: ignore[arg-type]
-        target = left[0] if len(left) == 1 else None
+    while True:  # `random()` alone: a corpus draws millions, and the other methods are several times as slow
+        numbers = tuple(1 + int(rng.random() * HIGHEST_GIVEN) for _ in range(size))
+        target = _combined(rng, list(numbers))
         if target and target not in numbers:
             return numbers, target
+
+
+def _combined(rng: random.Random, left: list[int]) -> int | None:
+    """Random steps until one number is left; None where one is not allowed."""
+    while len(left) > 1:
+        a, b = (left.pop(int(rng.random() * len(left))) for _ in range(2))
+        result = apply(a, "+-*/"[int(rng.random() * 4)], b)
+        if result is None:
+            return None
+        left.append(result)
+    return left[0]
 
 
 def key_of(numbers: Sequence[int]) -> str:
@@ -224,7 +231,7 @@ def key_of(numbers: Sequence[int]) -> str:
     return " ".join(map(str, sorted(numbers)))
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=50_000)
 def touches_held_out(numbers: tuple[int, ...]) -> bool:
     """Whether the problem is held out, or a first step leaves numbers that could be a held-out problem.
 
