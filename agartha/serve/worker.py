@@ -96,7 +96,7 @@ class Worker:
     def submit(self, request: Request) -> Stream:
         """Hand a request to the engine. Raises: APIError 503 if it is dead or draining, 429 if too many wait, 400 for n beyond
         what can ever wait."""
-        self._check_open(request.n)
+        self._check(request.n)
         stream = Stream(self, request)
         self._open.add(stream)
         self._orders.put(lambda: self._add(stream))
@@ -149,7 +149,7 @@ class Worker:
             return False
         return True
 
-    def _check_open(self, wanted: int) -> None:
+    def _check(self, wanted: int) -> None:
         if self.failure is not None:
             raise self._dead()
         if self.is_draining:

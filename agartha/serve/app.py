@@ -1,0 +1,67 @@
+"""The application: endpoints, guard, page. What runs it is `program`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from agartha.serve import chat_completions, monitoring
+from agartha.serve.bodies import document
+from agartha.serve.errors import add_handlers
+from agartha.serve.hub import Hub
+from agartha.serve.protocol import BODIES
+from agartha.serve.security import Guard
+from agartha.serve.served import Served
+from agartha.serve.settings import Settings
+
+PAGE = Path(__file__).parent / "page"
+TYPES = {
+    ".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml", ".woff2": "font/woff2", ".json": "application/json", ".webmanifest": "application/manifest+json",
+}  # fmt: skip
+
+
+def build_app(models: dict[str, Served], settings: Settings) -> FastAPI:
+    """Serve these models; the first answers requests that name none. Starts their workers, and ends them with itself."""
+    hub = Hub(models, settings)
+    hub.timings.watch(models.values())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for served in models.values():
+            served.worker.start()
+        yield
+        for served in models.values():
+            served.worker.stop()
+
+    app = FastAPI(
+        title="Agartha", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    app.state.hub = hub
+    for router in (chat_completions.router, monitoring.router):
+        app.include_router(router)
+    add_handlers(app)
+    document(app, BODIES)
+    if (PAGE / "index.html").exists():
+        app.mount("/", Page(directory=PAGE, html=True))
+    app.add_middleware(Guard, settings=settings)
+    return app
+
+
+class Page(StaticFiles):
+    """The chat page's files. Types are ours, because a machine's registry may call a script anything."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if scope["path"].startswith("/v1/"):  # an endpoint that is not there, or not by this method
+            raise HTTPException(404, "there is no such endpoint.")
+        response = await super().get_response(path, scope)
+        kind = TYPES.get(Path(path if Path(path).suffix else "index.html").suffix)
+        if kind and response.status_code == 200:
+            response.headers["content-type"] = kind
+        response.headers["cache-control"] = "no-cache"  # ask whether it changed, so that an update is seen at once
+        return response
