@@ -4,6 +4,9 @@
    groups of four products are summed by one instruction (AVX-512 VNNI) where there is one, and each group's sum is scaled.
    An output is summed in one order whatever S is, so that a row's result does not depend on the others. */
 #include "linear.h"
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -291,10 +294,10 @@ void multiply_block(const Linear *l, int64_t block, const void *lines, int64_t S
       l, block, lines, ldx, S, y, ldy);
 }
 
-void multiply(const Linear *l, const void *lines, int64_t S, float *y, int64_t ldy) {
+void multiply(const Linear *l, const void *lines, int64_t S, float *y, int64_t ldy, int64_t thread, int64_t threads) {
   int64_t blocks = (l->out + WIDE - 1) / WIDE, parts = (S + SOME_ROWS - 1) / SOME_ROWS, ldx = line_bytes(l->in, l->type);
-#pragma omp for schedule(static) nowait
-  for (int64_t i = 0; i < blocks * parts; i++) {
+  int64_t items = blocks * parts;
+  for (int64_t i = items * thread / threads; i < items * (thread + 1) / threads; i++) {
     int64_t block = i / parts, first = i % parts * SOME_ROWS, n = S - first < SOME_ROWS ? S - first : SOME_ROWS;
     multiply_block(l, block, (const char *)lines + first * ldx, n, y + first * ldy + block * WIDE, ldy);
   }
@@ -304,8 +307,12 @@ void multiply(const Linear *l, const void *lines, int64_t S, float *y, int64_t l
 void linear(const Linear *l, const float *x, int64_t S, void *lines, float *y, int64_t threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1 && S * l->in * l->out > 200000)
   {
+    int64_t thread = 0, team = 1;
+#if defined(_OPENMP)
+    thread = omp_get_thread_num(), team = omp_get_num_threads();
+#endif
 #pragma omp for schedule(static)
     for (int64_t s = 0; s < S; s++) convert(x + s * l->in, l->in, (char *)lines + s * line_bytes(l->in, l->type), l->type);
-    multiply(l, lines, S, y, l->out);
+    multiply(l, lines, S, y, l->out, thread, team);
   }
 }

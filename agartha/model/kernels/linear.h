@@ -20,8 +20,8 @@ void convert(const float *x, int64_t in, void *line, int64_t type);
 /* Outputs of one block (32 of them, fewer at the end) for S converted rows: y [S][ldy], at the block's first output. */
 void multiply_block(const Linear *l, int64_t block, const void *lines, int64_t S, float *y, int64_t ldy);
 
-/* All outputs; to be called by every thread of a parallel region (or by none). Does not wait for the others. */
-void multiply(const Linear *l, const void *lines, int64_t S, float *y, int64_t ldy);
+/* The share of all outputs that belongs to one thread of a team. */
+void multiply(const Linear *l, const void *lines, int64_t S, float *y, int64_t ldy, int64_t thread, int64_t threads);
 
 /* Row `o` of the matrix, as floats. */
 void unpack_row(const Linear *l, int64_t o, float *to);

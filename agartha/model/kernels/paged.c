@@ -2,9 +2,11 @@
    The cache is paged: blocks of 16 positions, which a table per row puts in order. A block holds, for each layer and key head,
    keys [width][16] and values [16][width]. Latent attention is weight-absorbed (DeepSeek-V2, arXiv:2405.04434 §2.1.2), so that
    it is one "key head" whose value is the front of its key.
-   One parallel region spans the call; what its threads share out they wait for at the end of each loop. A token's result does
-   not depend on what else is in the call, bit for bit: every sum over inputs, positions or experts has one order. */
+   One team of threads goes through the whole call. A token's result does not depend on what else is in the call, bit for bit:
+   every sum over inputs, positions or experts has one order. */
 #include "linear.h"
+#include <sched.h>
+#include <stdatomic.h>
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -12,6 +14,7 @@
 #define BLOCK 16   /* positions */
 #define QUERIES 8  /* that share a pass over the cache */
 #define STRETCH 8  /* tokens of a row that attend together */
+#define SPINS 2000 /* some tens of microseconds: rather wait than sleep, rather sleep than keep a busy machine from the others */
 #define SERIAL 2000000 /* products under which one thread is faster: sharing out a layer costs some microseconds */
 
 typedef struct {
@@ -41,17 +44,52 @@ typedef struct {
 } Call;
 
 typedef struct {
+  _Alignas(64) atomic_int arrived;
+  _Alignas(64) atomic_int phase;
+  _Alignas(64) atomic_long next; /* item of the loop that is being shared out */
+} Team;
+
+typedef struct { /* one a thread: what all share, and who it is */
   float *x, *normed, *q, *kv, *v, *heads, *wide, *out, *routed, *gates, *scores;
   char *line, *line2;
   int32_t *picks, *order, *place; /* [S K]: experts chosen; (token, choice) pairs by expert; where in that order a pair is */
   int32_t *first, *active;        /* [E + 1]: where an expert's pairs begin; which experts have any, and how many have */
   int64_t *stretch, stretches;    /* first tokens of the stretches, and S behind them */
   int64_t passes;                 /* the most that a stretch takes */
+  int64_t thread, threads;
+  Team *team;
 } Work;
 
 static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t key_width(const Model *m) { return m->latent ? m->latent + m->rope : m->head_dim; }
 static int64_t value_width(const Model *m) { return m->latent ? m->latent : m->head_dim; }
+
+/* ---- the team ---------------------------------------------------------------------------------------------------- */
+
+/* Wait for all. OpenMP's own barrier never gives its processor away, which stalls everything on a machine that is busy. */
+static void wait_for_all(const Work *w) {
+  if (w->threads == 1) { atomic_store_explicit(&w->team->next, 0, memory_order_relaxed); return; }
+  int phase = atomic_load_explicit(&w->team->phase, memory_order_acquire);
+  if (atomic_fetch_add_explicit(&w->team->arrived, 1, memory_order_acq_rel) + 1 == w->threads) {
+    atomic_store_explicit(&w->team->arrived, 0, memory_order_relaxed);
+    atomic_store_explicit(&w->team->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&w->team->phase, phase + 1, memory_order_release);
+    return;
+  }
+  for (int spins = 0; atomic_load_explicit(&w->team->phase, memory_order_acquire) == phase; spins++) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+    if (spins > SPINS) sched_yield();
+  }
+}
+
+/* A thread's own share of n items, in one piece. */
+#define SHARE(i, n) for (int64_t i = (n) * w->thread / w->threads; i < (n) * (w->thread + 1) / w->threads; i++)
+#define EACH_TOKEN SHARE(s, S)
+
+/* The next of items that are dealt out one by one, until `wait_for_all`. */
+static int64_t next_item(const Work *w) { return atomic_fetch_add_explicit(&w->team->next, 1, memory_order_relaxed); }
 
 /* ---- the small things, one row each ------------------------------------------------------------------------------- */
 
@@ -168,10 +206,9 @@ static void attend_some(int Q, const Model *m, const Pass *p, int64_t layer, int
 }
 
 /* q [S, heads, key width] over the cache of one layer -> out [S, heads, value width], a multiple of 16. */
-static void attend(const Model *m, const Call *c, const Work *w, int64_t layer, const float *q, float *out, float *scores) {
+static void attend(const Model *m, const Call *c, const Work *w, int64_t layer, const float *q, float *out) {
   int64_t repeats = m->heads / m->key_heads, kw = key_width(m), vw = value_width(m), per = m->key_heads * w->passes;
-#pragma omp for schedule(dynamic)
-  for (int64_t item = w->stretches * per - 1; item >= 0; item--) { /* the longest first */
+  for (int64_t item; (item = w->stretches * per - 1 - next_item(w)) >= 0;) { /* the longest first */
     int64_t first = w->stretch[item / per], last = w->stretch[item / per + 1];
     int64_t kv = item % per / w->passes, begin = item % w->passes * QUERIES, queries = (last - first) * repeats - begin;
     if (queries <= 0) continue;
@@ -182,38 +219,33 @@ static void attend(const Model *m, const Call *c, const Work *w, int64_t layer, 
       p.q[i] = q + (s * m->heads + head) * kw, p.out[i] = out + (s * m->heads + head) * vw;
       p.seen[i] = p.longest = c->positions[s] + 1;
     }
-    attend_some(queries, m, &p, layer, kv, scores);
+    attend_some(queries, m, &p, layer, kv, w->scores);
   }
+  wait_for_all(w);
 }
 
-/* ---- layers: called by every thread of the region ------------------------------------------------------------------ */
-
-#define EACH_TOKEN _Pragma("omp for schedule(static)") for (int64_t s = 0; s < S; s++)
-
-static void convert_for(const Linear *l, const float *x, int64_t ldx, int64_t S, char *lines) {
-  EACH_TOKEN convert(x + s * ldx, l->in, lines + s * line_bytes(l->in, l->type), l->type);
-}
+/* ---- layers: called by every thread of the team -------------------------------------------------------------------- */
 
 /* y[k] = maps[k] x, for maps of the same inputs; x is converted once for every run of maps of one type. */
 static void project(const Linear *const *maps, float *const *y, const int64_t *ldy, int count, const float *x, int64_t ldx, int64_t S,
                     const Work *w) {
   for (int k = 0; k < count; k++) {
-    if (k == 0 || maps[k]->type != maps[k - 1]->type) {
-      if (k) {
-#pragma omp barrier
-      }
-      convert_for(maps[k], x, ldx, S, w->line);
+    const Linear *l = maps[k];
+    if (k == 0 || l->type != maps[k - 1]->type) {
+      if (k) wait_for_all(w);
+      EACH_TOKEN convert(x + s * ldx, l->in, w->line + s * line_bytes(l->in, l->type), l->type);
+      wait_for_all(w);
     }
-    multiply(maps[k], w->line, S, y[k], ldy[k]);
+    multiply(l, w->line, S, y[k], ldy[k], w->thread, w->threads);
   }
-#pragma omp barrier
+  wait_for_all(w);
 }
 
 static void one(const Linear *l, const float *x, int64_t ldx, int64_t S, float *y, const Work *w) {
   project(&l, &y, &l->out, 1, x, ldx, S, w);
 }
 
-static void latent_attention(const Model *m, const Call *c, const Work *w, int64_t i, float *scores) {
+static void latent_attention(const Model *m, const Call *c, const Work *w, int64_t i) {
   const Layer *l = m->layer + i;
   int64_t S = c->S, N = m->heads, P = m->nope, R = m->rope, C = m->latent, V = m->value, kw = C + R;
   const Linear *query = l->q_a.weight ? &l->q_a : &l->q;
@@ -221,6 +253,7 @@ static void latent_attention(const Model *m, const Call *c, const Work *w, int64
   project((const Linear *[]){query, &l->kv_a}, (float *[]){first, w->kv}, (int64_t[]){query->out, kw}, 2, w->normed, m->hidden, S, w);
   if (l->q_a.weight) {
     EACH_TOKEN norm_row(w->wide + s * query->out, l->q_a_norm, w->wide + s * query->out, query->out, m->eps);
+    wait_for_all(w);
     one(&l->q_b, w->wide, query->out, S, w->q, w);
   }
   EACH_TOKEN {
@@ -235,24 +268,25 @@ static void latent_attention(const Model *m, const Call *c, const Work *w, int64
       memcpy(w->heads + (s * N + h) * kw + C, q + P, R * 4);
     }
   }
+  wait_for_all(w);
   int64_t from = line_bytes(P, l->absorb_k->type), back = line_bytes(C, l->absorb_v->type);
-#pragma omp for schedule(static)
-  for (int64_t h = 0; h < N; h++) {
+  SHARE(h, N) {
     for (int64_t s = 0; s < S; s++) convert(w->q + (s * N + h) * (P + R), P, w->line + (h * S + s) * from, l->absorb_k->type);
     for (int64_t b = 0; b * WIDE < C; b++)
       multiply_block(l->absorb_k + h, b, w->line + h * S * from, S, w->heads + h * kw + b * WIDE, N * kw);
   }
-  attend(m, c, w, i, w->heads, w->wide, scores);
-#pragma omp for schedule(static)
-  for (int64_t h = 0; h < N; h++) { /* and back out */
+  wait_for_all(w);
+  attend(m, c, w, i, w->heads, w->wide);
+  SHARE(h, N) { /* and back out */
     for (int64_t s = 0; s < S; s++) convert(w->wide + (s * N + h) * C, C, w->line + (h * S + s) * back, l->absorb_v->type);
     for (int64_t b = 0; b * WIDE < V; b++)
       multiply_block(l->absorb_v + h, b, w->line + h * S * back, S, w->q + h * V + b * WIDE, N * V);
   }
+  wait_for_all(w);
   one(&l->o, w->q, N * V, S, w->out, w);
 }
 
-static void grouped_attention(const Model *m, const Call *c, const Work *w, int64_t i, float *scores) {
+static void grouped_attention(const Model *m, const Call *c, const Work *w, int64_t i) {
   const Layer *l = m->layer + i;
   int64_t S = c->S, N = m->heads, G = m->key_heads, D = m->head_dim;
   project((const Linear *[]){&l->q, &l->k, &l->v}, (float *[]){w->q, w->kv, w->v}, (int64_t[]){N * D, G * D, G * D}, 3, w->normed,
@@ -266,7 +300,8 @@ static void grouped_attention(const Model *m, const Call *c, const Work *w, int6
     }
     for (int64_t g = 0; g < G; g++) remember(m, c, i, s, g, w->kv + (s * G + g) * D, w->v + (s * G + g) * D);
   }
-  attend(m, c, w, i, w->q, w->wide, scores);
+  wait_for_all(w);
+  attend(m, c, w, i, w->q, w->wide);
   one(&l->o, w->wide, N * D, S, w->out, w);
 }
 
@@ -275,6 +310,7 @@ static void feed_forward(const Model *m, const Layer *l, const Work *w, int64_t 
   project((const Linear *[]){&l->gate, &l->up}, (float *[]){w->wide, w->wide + I}, (int64_t[]){2 * I, 2 * I}, 2, w->normed, m->hidden,
           S, w);
   EACH_TOKEN swiglu_row(w->wide + s * 2 * I, I);
+  wait_for_all(w);
   one(&l->down, w->wide, 2 * I, S, w->out, w);
 }
 
@@ -340,11 +376,11 @@ static void sort_pairs(const Model *m, const Work *w, int64_t pairs) {
 /* Every expert for its own rows; lines and y are in the order of pairs. */
 static void multiply_experts(const Linear *stack, const Work *w, float *y, int64_t ldy) {
   int64_t blocks = (stack->out + WIDE - 1) / WIDE, bytes = line_bytes(stack->in, stack->type);
-#pragma omp for schedule(dynamic, 4)
-  for (int64_t item = 0; item < w->active[0] * blocks; item++) {
+  for (int64_t item; (item = next_item(w)) < w->active[0] * blocks;) {
     int64_t e = w->active[1 + item / blocks], b = item % blocks, at = w->first[e], n = w->first[e + 1] - at;
     multiply_block(stack + e, b, w->line2 + at * bytes, n, y + at * ldy + b * WIDE, ldy);
   }
+  wait_for_all(w);
 }
 
 static void mixture(const Model *m, const Layer *l, const Work *w, int64_t S) {
@@ -355,17 +391,18 @@ static void mixture(const Model *m, const Layer *l, const Work *w, int64_t S) {
     affinities(m, w->q + s * E);
     choose(m, l, w->q + s * E, w->picks + s * K, w->gates + s * K);
   }
-#pragma omp single
-  sort_pairs(m, w, pairs);
-#pragma omp for schedule(static)
-  for (int64_t p = 0; p < pairs; p++)
+  wait_for_all(w);
+  if (w->thread == 0) sort_pairs(m, w, pairs);
+  wait_for_all(w);
+  SHARE(p, pairs)
     convert(w->normed + w->order[p] / K * H, H, w->line2 + p * line_bytes(H, up->type), up->type);
+  wait_for_all(w);
   multiply_experts(up, w, w->routed, 2 * I);
-#pragma omp for schedule(static)
-  for (int64_t p = 0; p < pairs; p++) {
+  SHARE(p, pairs) {
     swiglu_row(w->routed + p * 2 * I, I);
     convert(w->routed + p * 2 * I, I, w->line2 + p * line_bytes(I, down->type), down->type);
   }
+  wait_for_all(w);
   multiply_experts(down, w, w->routed, H);
   if (l->gate.weight) feed_forward(m, l, w, S);
   EACH_TOKEN {
@@ -376,6 +413,7 @@ static void mixture(const Model *m, const Layer *l, const Work *w, int64_t S) {
       for (int64_t d = 0; d < H; d++) to[d] += gate * from[d];
     }
   }
+  wait_for_all(w);
 }
 
 /* ---- the call ------------------------------------------------------------------------------------------------------ */
@@ -453,22 +491,23 @@ static void add_and_norm(const Model *m, const Work *w, const float *weight, int
     if (adds) for (int64_t d = 0; d < H; d++) x[d] += out[d];
     norm_row(x, weight, w->normed + s * H, H, m->eps);
   }
+  wait_for_all(w);
 }
 
-static void run_layers(const Model *m, const Call *c, const Work *w, float *scores) {
+static void run_layers(const Model *m, const Call *c, const Work *w) {
   int64_t S = c->S, H = m->hidden;
   EACH_TOKEN unpack_row(&m->embedding, c->tokens[s], w->x + s * H);
+  wait_for_all(w);
   for (int64_t i = 0; i < m->layers; i++) {
     const Layer *l = m->layer + i;
     add_and_norm(m, w, l->input_norm, S, i > 0);
-    if (m->latent) latent_attention(m, c, w, i, scores);
-    else grouped_attention(m, c, w, i, scores);
+    if (m->latent) latent_attention(m, c, w, i);
+    else grouped_attention(m, c, w, i);
     add_and_norm(m, w, l->post_norm, S, 1);
     if (l->router.weight) mixture(m, l, w, S);
     else feed_forward(m, l, w, S);
   }
-#pragma omp for schedule(static)
-  for (int64_t i = 0; i < c->wanted_count; i++) {
+  SHARE(i, c->wanted_count) {
     float *x = w->x + c->wanted[i] * H, *out = w->out + c->wanted[i] * H, *to = c->states + i * H;
     for (int64_t d = 0; d < H; d++) to[d] = x[d] + out[d];
     norm_row(to, m->norm, to, H, m->eps);
@@ -483,13 +522,17 @@ int decode_step(const Model *m, const Call *c, char *memory) {
   for (int64_t s = 0; s < c->S; s++) seen = largest(seen, c->positions[s] + 1);
   lay_out(m, c->S, seen, memory, &w);
   find_stretches(m, c, &w);
+  Team team = {0};
+  w.team = &team;
 #pragma omp parallel num_threads(m->threads) if (c->S * m->weights > SERIAL)
   {
-    int thread = 0;
+    Work mine = w;
+    mine.thread = 0, mine.threads = 1;
 #if defined(_OPENMP)
-    thread = omp_get_thread_num();
+    mine.thread = omp_get_thread_num(), mine.threads = omp_get_num_threads();
 #endif
-    run_layers(m, c, &w, w.scores + thread * QUERIES * PAD16(seen));
+    mine.scores += mine.thread * QUERIES * PAD16(seen);
+    run_layers(m, c, &mine);
   }
   return 0;
 }
