@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from agartha.serve import chat_completions, monitoring
+from agartha.serve import chat_completions, completions, embeddings, monitoring
 from agartha.serve.bodies import document
 from agartha.serve.errors import add_handlers
 from agartha.serve.hub import Hub
@@ -43,7 +43,7 @@ def build_app(models: dict[str, Served], settings: Settings) -> FastAPI:
         title="Agartha", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.hub = hub
-    for router in (chat_completions.router, monitoring.router):
+    for router in (chat_completions.router, completions.router, embeddings.router, monitoring.router):
         app.include_router(router)
     add_handlers(app)
     document(app, BODIES)

@@ -9,9 +9,12 @@ open fails, and so does everything that is asked later: nothing waits for a dead
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from agartha.core.errors import AgarthaError
 from agartha.engine.blocks import BLOCK
@@ -33,6 +36,7 @@ class Steps(Protocol):
     def step(self) -> list[Event]: ...
     def abort(self, request: int) -> None: ...
     def stats(self) -> Stats: ...
+    def embed(self, prompts: Sequence[Sequence[int]]) -> np.ndarray: ...
     @property
     def has_work(self) -> bool: ...
 
@@ -77,6 +81,7 @@ class Worker:
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._streams: dict[int, Stream] = {}  # by the engine's numbers; the thread's own
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._turn, self._queued = asyncio.Lock(), 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
@@ -128,6 +133,22 @@ class Worker:
         self.last_stats = await self.ask(self.engine.stats, seconds)
         return self.last_stats
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One request for vectors at a time, so that they do not crowd out those who chat. Raises: APIError if too many wait."""
+        if self._queued >= self.limit:
+            raise self._full(self._queued)
+        self._queued += 1
+        try:
+            async with self._turn:
+                yield
+        finally:
+            self._queued -= 1
+
+    async def embed(self, prompts: list[list[int]]) -> np.ndarray:
+        """float32 [N, H]. Raises: APIError if the engine is dead, or what it raised."""
+        return await self.ask(lambda: self.engine.embed(prompts))
+
     async def alive(self, seconds: float) -> bool:
         """Whether the engine's loop answers in time."""
         try:
@@ -159,9 +180,13 @@ class Worker:
                 400, f"{wanted} completions at once are more than the {self.limit} that may wait.", "invalid_value", "n"
             )
         if self.open_completions + wanted > self.limit:
-            self.refused += 1
-            message = f"{self.open_completions} completions run or wait, the limit is {self.limit}."
-            raise APIError(429, message, "queue_full", headers={"Retry-After": "2"})
+            raise self._full(self.open_completions)
+
+    def _full(self, count: int) -> APIError:
+        self.refused += 1
+        return APIError(
+            429, f"{count} run or wait, the limit is {self.limit}.", "queue_full", headers={"Retry-After": "2"}
+        )
 
     def _dead(self) -> APIError:
         return APIError(503, f"the engine has stopped ({type(self.failure).__name__}).", "engine_dead")
