@@ -46,15 +46,8 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
 
     Raises: CapacityError if the disk is full; the old file then still stands, and nothing new is left.
     """
-    path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    with _beside(path) as temporary:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    _fsync(path.parent)
+    with file_atomic(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path | str, obj: Any) -> None:
@@ -70,6 +63,20 @@ def read_json(path: Path | str) -> Any:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
+
+
+@contextmanager
+def file_atomic(path: Path | str) -> Iterator[Path]:
+    """Give the name of a file to write; it takes the name `path`, replacing what was there, only if the block succeeds.
+
+    Raises: CapacityError if the disk is full, and whatever the block raises; the old file then still stands.
+    """
+    path = Path(path)
+    with _beside(path) as temporary:
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(path)
+    _fsync(path.parent)
 
 
 @contextmanager

@@ -65,6 +65,11 @@ class GGUF:
     def metadata(self) -> dict[str, Any]:
         return self.header.metadata
 
+    @property
+    def is_float32(self) -> bool:
+        """Whether the matrices are held in full precision."""
+        return all(info.kind.name == "F32" for info in self.header.tensors.values() if len(info.shape) > 1)
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self.header.tensors[name].shape
 

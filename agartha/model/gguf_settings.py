@@ -1,14 +1,21 @@
-"""The settings of a GGUF file as fields of `ModelConfig`. Keys: gguf-py's constants, as llama.cpp's converter writes them."""
+"""The settings of a GGUF file as fields of `ModelConfig`, and back. Keys: gguf-py's constants, as llama.cpp's converter
+writes them.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from agartha.core.errors import CheckpointError
+from agartha.core.errors import CheckpointError, ConfigError
+from agartha.model.config import ModelConfig
 from agartha.model.gguf_header import Header
 from agartha.model.gguf_tensors import dense, read_tensor
+from agartha.model.rope import llama3_frequencies
 
+ARCHITECTURES = {
+    "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
+}  # fmt: skip
 MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "deepseek2": "deepseek_v2"}
 GATES = {1: "softmax", 2: "sigmoid"}
 SPECIAL = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
@@ -101,7 +108,9 @@ def _latent(get: _Settings, header: Header) -> dict[str, Any]:
 
 def _rope_scaling(get: _Settings, header: Header, architecture: str) -> dict[str, Any] | None:
     if "rope_freqs.weight" in header.tensors:
-        return rope_from_factors(dense(read_tensor(header, "rope_freqs.weight"), torch.float32).flatten())  # type: ignore[arg-type]
+        return rope_from_factors(
+            dense(read_tensor(header, "rope_freqs.weight"), torch.float32).flatten(), get("rope.freq_base", 10000.0)
+        )
     kind = get.text("rope.scaling.type")
     if kind == "none":
         return None
@@ -121,8 +130,74 @@ def _rope_scaling(get: _Settings, header: Header, architecture: str) -> dict[str
     return scaling
 
 
-def rope_from_factors(factors: Tensor) -> dict[str, Any] | None:
-    """One divisor per pair: nothing when all are 1. They are kept as they are: llama3's own constants are not in the file."""
+def rope_from_factors(factors: Tensor, theta: float) -> dict[str, Any] | None:
+    """One divisor per pair: Llama-3's rule where its published constants explain them, the divisors themselves otherwise."""
     if bool((factors == 1).all()):
         return None
+    plain = theta ** -(torch.arange(len(factors), dtype=torch.float32) / len(factors))
+    rule = {
+        "rope_type": "llama3", "factor": float(factors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    if torch.allclose(plain / llama3_frequencies(plain, rule), factors, rtol=1e-4):
+        return rule
     return {"rope_type": "factors", "factors": factors.tolist()}
+
+
+def written_settings(config: ModelConfig) -> dict[str, Any]:
+    """The other way: settings by full key. Raises: ConfigError for rope settings that GGUF has no keys for."""
+    fields = {
+        "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
+        "vocab_size": config.vocab_size, "attention.head_count": config.num_attention_heads,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps, "rope.freq_base": config.rope_theta,
+    }  # fmt: skip
+    fields |= _written_latent(config) if config.uses_latent_attention else _written_grouped(config)
+    architecture = ARCHITECTURES[config.model_type]
+    return {f"{architecture}.{key}": value for key, value in (fields | _written_rope(config)).items()}
+
+
+def _written_grouped(config: ModelConfig) -> dict[str, Any]:
+    width = config.attention_head_dim
+    return {
+        "attention.head_count_kv": config.kv_heads, "attention.key_length": width, "attention.value_length": width,
+        "rope.dimension_count": width,
+    }  # fmt: skip
+
+
+def _written_latent(config: ModelConfig) -> dict[str, Any]:
+    """As one head of width C + R, which is how llama.cpp runs it; `_mla` keys tell the true widths."""
+    latent, rotated = config.kv_lora_rank or 0, config.qk_rope_head_dim
+    fields = {
+        "attention.head_count_kv": 1, "attention.kv_lora_rank": latent,
+        "attention.key_length": latent + rotated, "attention.value_length": latent,
+        "attention.key_length_mla": config.qk_head_dim, "attention.value_length_mla": config.v_head_dim,
+        "rope.dimension_count": rotated,
+        "leading_dense_block_count": config.first_k_dense_replace if config.n_routed_experts else config.num_hidden_layers,
+        "expert_feed_forward_length": config.moe_intermediate_size, "expert_count": config.n_routed_experts,
+        "expert_used_count": config.num_experts_per_tok if config.n_routed_experts else 0,
+        "expert_shared_count": config.n_shared_experts, "expert_weights_scale": config.routed_scaling_factor,
+        "expert_weights_norm": config.norm_topk_prob, "expert_gating_func": 1 if config.scoring_func == "softmax" else 2,
+        "expert_group_count": config.n_group, "expert_group_used_count": config.topk_group,
+    }  # fmt: skip
+    return fields | ({} if config.q_lora_rank is None else {"attention.q_lora_rank": config.q_lora_rank})
+
+
+def _written_rope(config: ModelConfig) -> dict[str, Any]:
+    scaling = config.rope_scaling or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind in ("default", "llama3", "factors"):  # the latter two become a tensor
+        return {}
+    same = scaling.get("mscale") == scaling.get("mscale_all_dim") and scaling.get("attention_factor") is None
+    if kind not in ("linear", "yarn") or not same:
+        raise ConfigError(f"rope_scaling {scaling} has no form in GGUF.", hint="use --format hf.")
+    fields = {"rope.scaling.type": kind, "rope.scaling.factor": float(scaling["factor"])}
+    if kind == "linear":
+        return fields
+    original = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+    fields |= {
+        "rope.scaling.original_context_length": original, "rope.scaling.yarn_beta_fast": float(scaling.get("beta_fast", 32)),
+        "rope.scaling.yarn_beta_slow": float(scaling.get("beta_slow", 1)),
+    }  # fmt: skip
+    multiplier = scaling.get("mscale_all_dim")
+    return fields | ({"rope.scaling.yarn_log_multiplier": 0.1 * multiplier} if multiplier else {})

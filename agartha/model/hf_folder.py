@@ -29,22 +29,29 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.flo
 
 
 def save_model(folder: Path, decoder: Decoder, tokenizer: Any = None, extra: dict[str, Any] | None = None) -> None:
-    """Write a model folder in one step.
+    """Write a model folder in one step, in float32.
 
     tokenizer: anything with `save(folder)`. extra: further JSON files by name, such as the mixture and the lineage.
     Raises: CapacityError if the disk is full; nothing half-written is left.
     """
     with folder_atomic(folder) as temporary:
-        write_json(temporary / CONFIG, published_config(decoder.config))
-        special = {"eos_token_id": decoder.config.eos_token_id, "pad_token_id": decoder.config.pad_token_id}
-        write_json(
-            temporary / "generation_config.json", {name: value for name, value in special.items() if value is not None}
-        )
-        save_file(dict(published_tensors(decoder)), temporary / WEIGHTS, metadata={"format": "pt"})
+        write_model(temporary, decoder, torch.float32)
         if tokenizer is not None:
             tokenizer.save(temporary)
         for name, content in (extra or {}).items():
             write_json(temporary / name, content)
+
+
+def write_model(folder: Path, decoder: Decoder, dtype: torch.dtype) -> None:
+    """Settings and weights into an existing folder. Selection biases stay in float32: they are finer than bfloat16."""
+    write_json(folder / CONFIG, published_config(decoder.config, str(dtype).removeprefix("torch.")))
+    special = {"eos_token_id": decoder.config.eos_token_id, "pad_token_id": decoder.config.pad_token_id}
+    write_json(folder / "generation_config.json", {name: value for name, value in special.items() if value is not None})
+    tensors = {
+        name: tensor if name.endswith("e_score_correction_bias") else tensor.to(dtype)
+        for name, tensor in published_tensors(decoder)
+    }
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def load_model(folder: Path, compute_dtype: torch.dtype = torch.float32) -> Decoder:
@@ -106,6 +113,11 @@ class HFFolder:
     @property
     def where(self) -> str:
         return str(self.folder)
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether the matrices are held in full precision."""
+        return all(e.dtype in (torch.float32, torch.float64) for e in self.entries.values() if len(e.shape) > 1)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.entries[name].shape

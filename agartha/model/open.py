@@ -1,5 +1,6 @@
 """Open published weights, whatever they lie in, into one decoder: tensor by tensor, never two copies of the model."""
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from agartha.model.gguf_file import GGUF
 from agartha.model.gguf_tensors import dense
 from agartha.model.hf_folder import HFFolder
 from agartha.model.placement import empty_decoder, fill
-from agartha.model.quantised import Int4, Int8
+from agartha.model.quantised import Int4, Int8, PackedEmbedding, PackedLinear, quantise
 
 Weights = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 
@@ -32,15 +33,29 @@ def open_decoder(path: Path, weights: Weights = "auto") -> Decoder:
 def fill_decoder(source: GGUF | HFFolder, weights: Weights = "auto") -> Decoder:
     """A decoder with the weights of an opened source.
 
-    weights: "auto" keeps 4- and 8-bit matrices as the file has them, 16-bit ones as bfloat16, others as float32.
+    weights: "auto" keeps 4- and 8-bit matrices as the file has them and other quantised or 16-bit ones as bfloat16; "float32"
+    and "bfloat16" multiply everything out, for training; "int8" and "int4" pack whatever can be packed.
     Raises: CheckpointError for anything missing, cut short, misshapen or not finite, before memory is taken for it.
     """
-    dtype = torch.bfloat16 if weights == "bfloat16" else torch.float32
-
-    def choose(name: str, value: Tensor | Int4 | Int8, is_whole: bool) -> Tensor:
-        is_vector = isinstance(value, Tensor) and value.ndim < 2
-        return dense(value, torch.float32 if is_vector else dtype)
-
+    is_full = weights == "float32" or (weights == "auto" and source.is_float32)
+    dtype = torch.float32 if is_full else torch.bfloat16
     decoder = empty_decoder(source.config, dtype)
-    fill(decoder, source, choose)
+    fill(decoder, source, partial(_kept, weights, dtype))
     return decoder
+
+
+def _kept(
+    weights: Weights, dtype: torch.dtype, name: str, value: Tensor | Int4 | Int8, whole: bool
+) -> Tensor | PackedLinear:
+    """What stays in memory. Vectors are kept in float32; expert stacks and what attention absorbs are multiplied out."""
+    if isinstance(value, Tensor) and value.ndim < 2:
+        return value.float()
+    packable = whole and len(value.shape) == 2 and not name.endswith(("kv_b_proj.weight", "mlp.gate.weight"))
+    if not packable or weights in ("float32", "bfloat16") or (weights == "auto" and isinstance(value, Tensor)):
+        return dense(value, dtype)
+    is_table = name in ("embed_tokens.weight", "lm_head.weight")  # four bits are too few for these
+    if weights != "auto":
+        kind = "int8" if is_table else weights
+        if not isinstance(value, Int4 if kind == "int4" else Int8):
+            value = quantise(dense(value, torch.float32), kind)  # type: ignore[arg-type]
+    return PackedEmbedding(value) if name == "embed_tokens.weight" else PackedLinear(value)

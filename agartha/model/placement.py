@@ -105,14 +105,16 @@ def fill(decoder: Decoder, source: Source, choose: Callable[[str, Any, bool], An
 def assign(decoder: Decoder, name: str, value: Tensor | nn.Module) -> None:
     """Give a parameter or buffer its memory, or put a packed module in the place of the one that owns the parameter."""
     owner, _, leaf = name.rpartition(".")
-    if isinstance(value, nn.Module):
-        decoder.set_submodule(owner, value)
-        return
     module = decoder.get_submodule(owner)
-    if leaf in module._buffers:
+    if isinstance(value, nn.Module):
+        bias = getattr(module, "bias", None)
+        if bias is not None and not bias.is_meta:
+            value.bias = bias
+        decoder.set_submodule(owner, value)
+    elif leaf in module._buffers:
         module._buffers[leaf] = value
     else:
-        module._parameters[leaf] = nn.Parameter(value)
+        setattr(module, leaf, nn.Parameter(value))
 
 
 def _finish(decoder: Decoder) -> None:

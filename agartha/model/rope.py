@@ -32,13 +32,13 @@ def inverse_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
             )
         return plain / torch.tensor(scaling["factors"], dtype=torch.float32), 1.0
     if kind == "llama3":
-        return _llama3(plain, scaling), 1.0
+        return llama3_frequencies(plain, scaling), 1.0
     if kind == "yarn":
         return _yarn(plain, scaling, config, rotated), _yarn_factor(scaling)
     raise ConfigError(f"rope_scaling type {kind!r} is unknown", hint="use default, linear, llama3 or yarn")
 
 
-def _llama3(plain: Tensor, scaling: dict) -> Tensor:
+def llama3_frequencies(plain: Tensor, scaling: dict) -> Tensor:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
     keep = ((turns - low) / (high - low)).clamp(0, 1)
