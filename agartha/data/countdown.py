@@ -2,9 +2,10 @@
 
 Nothing here is a demonstration for RL: a document's author may be wrong, sloppy, or stop half-way, and most just guess.
 A search sets one number aside and asks which values would reach the target with it (`8 ? + 20 - 36`: 20 + 8 or 36 - 8
-is 28); then it tries the four operators on the other two until one of those values turns up. Next it rotates the numbers:
+is 28); then it tries the four operators on the other two until one of those values turns up, and checks (`! 36 - 8 28 yes`).
+Sometimes a hunch is checked that comes to nothing. Next it rotates the numbers:
 
-    3 12 8 -> 28 : <think> | 3 12 8 ? + 20 - 36 : + 15 - 9 * 36 yes </think> <answer> 3 * 12 = 36 , 36 - 8 = 28 </answer>
+    3 12 8 -> 28 : <think> | 3 12 8 ? + 20 - 36 : + 15 - 9 * 36 ! 36 - 8 28 yes </think> <answer> 3 * 12 = 36 , 36 - 8 = 28 </answer>
 
 With four numbers it first names them (`a 3 b 12 c 8 d 9`), takes a step on two of them (`; b 12 d 9 + 21 a 3 c 8`: what it makes,
 and what is left) and searches that, then takes the next step. Names let a small model copy what it means, also where numbers repeat.
@@ -30,7 +31,7 @@ from agartha.worlds.countdown import (
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 NAMES = "abcd"
 PAIRS = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
-WORDS = [*map(str, range(HIGHEST_VALUE + 1)), *"+-*/=,:|;?", "->", "no", "yes", *NAMES, *TAGS]
+WORDS = [*map(str, range(HIGHEST_VALUE + 1)), *"+-*/=,:|;?!", "->", "no", "yes", *NAMES, *TAGS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Quality:
     lucky: float = 0.03  # guesses that are right on purpose
     slips: float = 0.005  # steps with a wrong result
     oversights: float = 0.01  # hits not seen
+    hunches: float = 0.08  # misses that are checked all the same
     quitters: float = 0.6  # searchers who stop after a while with a guess
     unfinished: float = 0.05  # searchers who stop without an answer
     quits_within: int = 16  # steps a quitter tries, at most
@@ -132,8 +134,11 @@ class Author:
     def explore_two(self, numbers: tuple[int, ...], target: int) -> list[Move] | None:
         self.write("|", *numbers)
         wanted = self.want(numbers[1], target)
-        self.write(numbers[0], "yes" if numbers[0] in wanted else "no")
-        return [wanted[numbers[0]]] if numbers[0] in wanted else None
+        self.write(numbers[0])
+        last = self.check(numbers, wanted, target)
+        if last is None:
+            self.write("no")
+        return last
 
     def explore_three(self, numbers: tuple[int, ...], target: int, written: bool = False) -> list[Move] | None:
         """Each of the three numbers is set aside once, in cyclic order; `written`: they stand there already."""
@@ -148,10 +153,21 @@ class Author:
                 self.patience -= 1
                 step = self.slip(step)
                 self.write(step[1], step[3])
-                if step[3] in wanted and self.rng.random() >= self.quality.oversights:
-                    self.write("yes")
-                    return [step, wanted[step[3]]]
+                last = self.check((step[3], order[-1]), wanted, target)
+                if last is not None:
+                    return [step, *last]
         return None
+
+    def check(self, numbers: tuple[int, int], wanted: dict[int, Move], target: int) -> list[Move] | None:
+        """Write down the last step where one is in sight, or on a hunch; the step if it reaches the target."""
+        last = wanted.get(numbers[0]) if self.rng.random() >= self.quality.oversights else None
+        if last is None and self.rng.random() < self.quality.hunches:
+            last = self.rng.choice(steps_of(numbers) or [None])
+        if last is None:
+            return None
+        a, operator, b, result, _ = last
+        self.write("!", a, operator, b, result, "yes" if result == target else "no")
+        return [last] if result == target else None
 
     def explore_four(self, numbers: tuple[int, ...], target: int) -> list[Move] | None:
         """Each pair of the four is combined in each way, from a random pair on; what that leaves is searched."""
