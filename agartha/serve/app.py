@@ -10,11 +10,12 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from agartha.serve import chat_completions, completions, embeddings, monitoring
+from agartha.serve import chat_completions, completions, embeddings, monitoring, responses
 from agartha.serve.bodies import document
 from agartha.serve.errors import add_handlers
 from agartha.serve.hub import Hub
 from agartha.serve.protocol import BODIES
+from agartha.serve.responses_protocol import Responses
 from agartha.serve.security import Guard
 from agartha.serve.served import Served
 from agartha.serve.settings import Settings
@@ -43,10 +44,10 @@ def build_app(models: dict[str, Served], settings: Settings) -> FastAPI:
         title="Agartha", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.hub = hub
-    for router in (chat_completions.router, completions.router, embeddings.router, monitoring.router):
+    for router in (chat_completions.router, completions.router, responses.router, embeddings.router, monitoring.router):
         app.include_router(router)
     add_handlers(app)
-    document(app, BODIES)
+    document(app, (*BODIES, Responses))
     if (PAGE / "index.html").exists():
         app.mount("/", Page(directory=PAGE, html=True))
     app.add_middleware(Guard, settings=settings)

@@ -82,8 +82,11 @@ def _refuse(body: Body, prefix: str) -> None:
         harmless, why = body.REFUSED.get(name, ((value,), ""))
         if value not in harmless:
             raise unsupported(prefix + name, why)
-    for i, message in enumerate(getattr(body, "messages", ())):
-        _refuse(message, f"messages.{i}.")
+    for name in ("messages", "input"):
+        items = getattr(body, name, ())
+        for i, item in enumerate(items if isinstance(items, list) else ()):
+            if isinstance(item, Body):
+                _refuse(item, f"{prefix}{name}.{i}.")
 
 
 def _unknown(body: Body) -> list[str]:

@@ -68,7 +68,7 @@ def open_model(model: str | Path, name: str | None, options: EngineOptions, queu
 def listen(models: dict[str, Served], settings: Settings, started: Callable[[str], None] | None = None) -> None:
     """Answer requests until SIGTERM or Ctrl-C, then let what runs finish. Raises: ConfigError if the port cannot be had."""
     server = make_server(models, settings, started or _announce(settings))
-    with _bind(settings) as bound:
+    with bind(settings) as bound:
         server.run(sockets=[bound])
 
 
@@ -137,7 +137,7 @@ def _announce(settings: Settings) -> Callable[[str], None]:
     return announce
 
 
-def _bind(settings: Settings) -> socket.socket:
+def bind(settings: Settings) -> socket.socket:
     try:
         family, kind, proto, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, proto)
