@@ -267,7 +267,8 @@ class DeepSeekReader(Reader):
                 raise NoCall
         self._start(self._name("".join(before) + self._text[begin : self._at]))
         while not self.value.done:
-            self._events.append(Arguments((yield from self._take_part())))
+            part = yield from self._take_part()  # not within the call below: the list is another after a yield
+            self._events.append(Arguments(part))
         yield from self._peek(SPACE + "`")
         raise NoCall  # more than a call: it ends here, and what follows is text
 
