@@ -124,6 +124,102 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_jso
     _print({"report": str(folder / "report.html")}, as_json)
 
 
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(help="hf:OWNER/NAME[:FILE.gguf][@REVISION]")],
+    to: Annotated[
+        Path | None, typer.Option(help="A folder of your own; the cache if not given.", show_default=False)
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Open no connection; fail if it is not here.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch published weights from the Hugging Face hub, checked and pinned to a commit; go on where it stopped."""
+    from agartha.model.hub import pull as fetch
+
+    _print({"model": model, "path": str(fetch(model, to, offline))}, as_json)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A model folder, a .gguf file, or a pulled hf:OWNER/NAME.")],
+    to: Annotated[Path, typer.Option(help="A new folder, or a file that ends in .gguf.")],
+    form: Annotated[str | None, typer.Option("--format", help="hf or gguf.", show_default=False)] = None,
+    kind: Annotated[
+        str | None, typer.Option("--type", help="f32, f16, bf16, q8_0, q4_0, q4_1.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model for other programs, then compare what was written with it."""
+    from agartha.engine.export import checked_choice
+    from agartha.engine.export import export as write
+
+    _print(write(model, to, *checked_choice(form, kind)), as_json)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A model folder, a .gguf file, or a pulled hf:OWNER/NAME.")],
+    system: Annotated[str | None, typer.Option(help="A system prompt of your own.", show_default=False)] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0 takes the likeliest token. As the model's makers advise, else 0.", show_default=False),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="The longest reply; all the room there is if not given.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="For the same replies again.", show_default=False)] = None,
+    weights: Annotated[str, typer.Option(help="auto, float32, bfloat16, int8 or int4.")] = "auto",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Go on from the text as it is: no chat template, no turns.")
+    ] = False,
+) -> None:
+    """Talk to a model; or pipe a question in, and get the answer alone."""
+    from agartha.serve.conversation import Options, checked_weights
+    from agartha.serve.terminal import run
+
+    run(model, Options(temperature, max_tokens, system, seed, checked_weights(weights), raw))
+
+
+@app.command()
+def serve(
+    models: Annotated[list[str], typer.Argument(help="Model folders, .gguf files, or pulled hf:OWNER/NAME.")],
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    model_name: Annotated[
+        list[str] | None, typer.Option(help="What clients call it; once for each model.", show_default=False)
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="Keys, one a line; or AGARTHA_API_KEYS, by commas.", show_default=False)
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name under which browsers may reach us.", show_default=False)
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A web page that may use the API: https://...", show_default=False)
+    ] = None,
+    max_rows: Annotated[int, typer.Option(help="Replies written at once.")] = 16,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a conversation; the model's own, at most 8192.", show_default=False)
+    ] = None,
+    cache_tokens: Annotated[
+        int | None, typer.Option(help="Tokens kept for all together; twice the length.", show_default=False)
+    ] = None,
+    queue_limit: Annotated[int, typer.Option(help="Replies that may wait; more are refused.")] = 64,
+    draft: Annotated[str | None, typer.Option(help="Guess ahead: mtp or lookup.", show_default=False)] = None,
+    weights: Annotated[str, typer.Option(help="auto, float32, bfloat16, int8 or int4.")] = "auto",
+    drain_seconds: Annotated[float, typer.Option(help="For what runs to finish, when told to end.")] = 30.0,
+) -> None:
+    """Answer over the API that every tool speaks, with a page to chat on. Nothing leaves this machine."""
+    from agartha.serve.settings import Settings, check_installed, read_keys
+
+    check_installed()
+    settings = Settings(host, port, read_keys(api_key_file), tuple(allow_host or ()), tuple(allow_origin or ()),
+                        queue_limit=queue_limit, drain_seconds=drain_seconds)  # fmt: skip
+    from agartha.serve.program import EngineOptions, run
+
+    run(models, model_name or (), EngineOptions(max_rows, max_length, cache_tokens, draft, weights), settings)
+
+
 def _program(
     name: str,
     config_class: Any,

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -49,17 +49,29 @@ def build_app(models: dict[str, Served], settings: Settings) -> FastAPI:
     add_handlers(app)
     document(app, (*BODIES, Responses))
     if (PAGE / "index.html").exists():
-        app.mount("/", Page(directory=PAGE, html=True))
+        app.router.routes.append(PageMount("/", Page(directory=PAGE, html=True)))
     app.add_middleware(Guard, settings=settings)
     return app
+
+
+class PageMount(Mount):
+    """The page has every path that is not the API's."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        is_api = scope["path"].startswith("/v1/") or any(
+            scope["path"] == route.path for route in api_routes(scope["app"])
+        )
+        return (Match.NONE, {}) if is_api else super().matches(scope)
+
+
+def api_routes(app: FastAPI) -> list[Route]:
+    return [route for route in app.router.routes if isinstance(route, Route)]
 
 
 class Page(StaticFiles):
     """The chat page's files. Types are ours, because a machine's registry may call a script anything."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        if scope["path"].startswith("/v1/"):  # an endpoint that is not there, or not by this method
-            raise HTTPException(404, "there is no such endpoint.")
         response = await super().get_response(path, scope)
         kind = TYPES.get(Path(path if Path(path).suffix else "index.html").suffix)
         if kind and response.status_code == 200:

@@ -40,6 +40,11 @@ def parse(raw: bytes, kind: type[Read]) -> Read:
         raise invalid(f"the body is no JSON: {error}", code="invalid_json") from error
     if not isinstance(given, dict):
         raise invalid(f"the body is a {type(given).__name__}, must be an object.")
+    return checked(given, kind)
+
+
+def checked(given: dict[str, Any], kind: type[Read]) -> Read:
+    """Raises: APIError 400."""
     try:
         body = kind.model_validate(given)
     except pydantic.ValidationError as error:

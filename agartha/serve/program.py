@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal
 
 import uvicorn
 
@@ -18,6 +17,7 @@ from agartha.core.errors import CapacityError, ConfigError
 from agartha.engine.engine import Engine
 from agartha.engine.load import load
 from agartha.serve.app import build_app
+from agartha.serve.conversation import checked_weights
 from agartha.serve.served import Served
 from agartha.serve.settings import Settings
 from agartha.serve.worker import Worker
@@ -33,8 +33,12 @@ class EngineOptions:
     max_rows: int = 16
     max_length: int | None = None
     cache_tokens: int | None = None
-    draft: Literal["mtp", "lookup"] | None = None
+    draft: str | None = None
     weights: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.draft not in (None, "mtp", "lookup"):
+            raise ConfigError(f"--draft is {self.draft!r}.", hint="mtp or lookup.")
 
 
 def run(models: Sequence[str], names: Sequence[str], options: EngineOptions, settings: Settings) -> None:
@@ -55,13 +59,13 @@ def run(models: Sequence[str], names: Sequence[str], options: EngineOptions, set
 
 def open_model(model: str | Path, name: str | None, options: EngineOptions, queue_limit: int) -> Served:
     """Raises: what `load` and `Engine` raise."""
-    loaded = load(model, options.weights)  # type: ignore[arg-type]
+    loaded = load(model, checked_weights(options.weights))
     longest = loaded.decoder.config.max_position_embeddings
     length = options.max_length or min(longest, LENGTH)
     if length > longest:
         raise ConfigError(f"--max-length is {length}, {loaded.name} was made for {longest} tokens.", hint="lower it.")
     cache = options.cache_tokens or CACHE_ROWS * length
-    engine = Engine(loaded.decoder, options.max_rows, length, cache, draft=options.draft)
+    engine = Engine(loaded.decoder, options.max_rows, length, cache, draft=options.draft)  # type: ignore[arg-type]
     return Served.of(name or loaded.name, loaded, Worker(engine, queue_limit))
 
 

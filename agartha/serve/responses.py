@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from agartha.serve.bodies import FAILURES, read, takes
+from agartha.serve.bodies import FAILURES, checked, read, takes
 from agartha.serve.encoding import Answer
 from agartha.serve.errors import as_api_error
 from agartha.serve.generation import Delta, Job, Reply, new_id, now, run, submit
 from agartha.serve.hub import hub_of, ignored_header, tenant_of
 from agartha.serve.prompts import chat_job, origin
+from agartha.serve.protocol import Chat
 from agartha.serve.responses_protocol import Responses, as_chat
 from agartha.serve.sse import Events, EventStream, whole
 from agartha.serve.worker import Stream
@@ -28,7 +29,7 @@ DELTA = {"reasoning": "response.reasoning_text.delta", "message": "response.outp
 async def responses(request: Request) -> Response:
     """Go on with a conversation of items."""
     body, hub = await read(request, Responses), hub_of(request)
-    job = await chat_job(hub, hub.model(body.model), as_chat(body), tenant_of(request))
+    job = await chat_job(hub, hub.model(body.model), checked(as_chat(body), Chat), tenant_of(request))
     stream, headers = submit(job), ignored_header(request)
     if body.stream:
         return EventStream(_events(job, body, stream), stream.close, headers, named=True)

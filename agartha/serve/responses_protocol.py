@@ -4,13 +4,15 @@ Nothing is kept between requests, so what refers to an earlier one (`previous_re
 """
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from agartha.serve.errors import unsupported
-from agartha.serve.protocol import Body, Chat, Count, FunctionName, Sampled, Text
+from agartha.serve.protocol import Body, Count, FunctionName, Sampled, Text
 
+PARTS = ("reasoning_content", "content", "tool_calls")
 ItemType = Literal["message", "function_call", "function_call_output", "reasoning"]
 
 
@@ -34,7 +36,7 @@ class Item(Body):
     name: Annotated[str, Field(max_length=256)] | None = None
     arguments: Text | None = None
     output: Text | Parts | None = None
-    REFUSED = {"encrypted_content": ((None, ""), "thinking is not encrypted here; send its text.")}
+    REFUSED: ClassVar = {"encrypted_content": ((None, ""), "thinking is not encrypted here; send its text.")}
 
 
 class FunctionTool(Body):
@@ -81,7 +83,7 @@ class Responses(Sampled):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     include: Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=32)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
-    REFUSED = {
+    REFUSED: ClassVar = {
         "previous_response_id": ((None,), "nothing is kept between requests; send the whole conversation."),
         "store": ((None, False), "nothing is kept between requests."),
         "conversation": ((None,), "nothing is kept between requests; send the whole conversation."),
@@ -95,8 +97,8 @@ class Responses(Sampled):
     }  # fmt: skip
 
 
-def chat_of(body: Responses) -> dict[str, Any]:
-    """The same request as the body of a chat completion. Raises: APIError for an item without what it needs."""
+def as_chat(body: Responses) -> dict[str, Any]:
+    """The same request as a chat completion's body, to be checked as one. Raises: APIError for an item that lacks something."""
     shared = {name: getattr(body, name) for name in Sampled.model_fields if getattr(body, name) is not None}
     made: dict[str, Any] = shared | {"messages": _messages(body)}
     logprobs = bool(body.top_logprobs) or "message.output_text.logprobs" in (body.include or ())
@@ -104,11 +106,6 @@ def chat_of(body: Responses) -> dict[str, Any]:
     made |= {"tools": [_tool(tool) for tool in body.tools or ()], "tool_choice": _choice(body)}
     made |= {"parallel_tool_calls": body.parallel_tool_calls, "response_format": _format(body)}
     return made | {"reasoning_effort": body.reasoning.effort if body.reasoning else None}
-
-
-def as_chat(body: Responses) -> Chat:
-    """See `chat_of`."""
-    return Chat.model_validate(chat_of(body))
 
 
 def _messages(body: Responses) -> list[dict[str, Any]]:
@@ -141,9 +138,7 @@ def _append_message(messages: list[dict[str, Any]], item: Item, where: str) -> N
         messages.append({"role": role, "content": content})
 
 
-def _assistant(
-    messages: list[dict[str, Any]], joining: tuple[str, ...] = ("reasoning_content", "content", "tool_calls")
-) -> dict[str, Any]:
+def _assistant(messages: list[dict[str, Any]], joining: Sequence[str] = PARTS) -> dict[str, Any]:
     """The assistant's message that this item is a part of: thinking, text and calls come as items of their own."""
     last = messages[-1] if messages else {}
     if last.get("role") != "assistant" or set(last) - {"role", *joining}:

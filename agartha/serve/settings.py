@@ -3,11 +3,13 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 
 from agartha.core.errors import ConfigError
 
+NEEDED = ("fastapi", "uvicorn", "prometheus_client", "jinja2", "llguidance")
 KEYS_VARIABLE = "AGARTHA_API_KEYS"
 
 
@@ -51,6 +53,13 @@ class Settings:
             return self.host == "localhost" or ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def check_installed() -> None:
+    """Raises: ConfigError naming what is missing of the `serve` extra."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"the server needs {', '.join(missing)}, not installed.", hint='pip install "agartha[serve]"')
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:
