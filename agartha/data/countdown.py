@@ -5,10 +5,12 @@ A search sets one number aside and asks which values would reach the target with
 is 28); then it tries the four operators on the other two until one of those values turns up, and checks (`! 36 - 8 28 yes`).
 Sometimes a hunch is checked that comes to nothing. Next it rotates the numbers:
 
-    3 12 8 -> 28 : <think> | 3 12 8 ? + 20 - 36 : + 15 - 9 * 36 ! 36 - 8 28 yes </think> <answer> 3 * 12 = 36 , 36 - 8 = 28 </answer>
+    3 12 8 -> 28 : <think> | 3 12 8 ? + 20 - 36 : + 15 - 9 * 36 ! 36 - 8 28 yes </think>
+                   <answer> 3 * 12 = 36 , 36 - 8 = 28 </answer>
 
-With four numbers it first names them (`a 3 b 12 c 8 d 9`), takes a step on two of them (`; b 12 d 9 + 21 a 3 c 8`: what it makes,
-and what is left) and searches that, then takes the next step. Names let a small model copy what it means, also where numbers repeat.
+With four numbers it first names them (`a 3 b 12 c 8 d 9`), takes a step on two of them (`; b 12 d 9 + 21 a 3 c 8`: what it
+makes, and what is left) and searches that, then takes the next step. Names let a small model copy what it means, also where
+numbers repeat.
 Held-out number multisets never occur: not as a problem, and not as what is left inside a larger one.
 """
 
