@@ -66,7 +66,7 @@ def test_two_workers_have_the_gradients_of_one() -> None:
 
 def test_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     learner, batch = Learner(random_decoder(MTP), config()), some_batch()
-    for step in range(2):
+    for _ in range(2):
         learner.forward_backward([batch])
         learner.optim_step()
     learner.save(tmp_path, 2, {"at": 1}, {"tokens": 5})

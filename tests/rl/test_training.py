@@ -7,7 +7,7 @@ import torch
 from models import EXPERTS, random_decoder
 
 from agartha.core.errors import NumericsError
-from agartha.engine.generator import Generator
+from agartha.engine.engine import Engine
 from agartha.learn.config import LearnerConfig, OptimizerConfig, ScheduleConfig
 from agartha.learn.learner import Learner
 from agartha.rl.config import RLConfig, SamplingConfig
@@ -49,7 +49,7 @@ def learn(folder: Path, algorithm: str, faulty: bool = False, **changes) -> list
     )  # fmt: skip
     tokenizer = Tokenizer.from_words(WORDS)
     decoder = random_decoder(EXPERTS | {"vocab_size": 32})
-    learner = Learner(decoder, config.learner, sampler=Generator(decoder, 64, 16))
+    learner = Learner(decoder, config.learner, sampler=Engine(decoder, 64, 16))
     world = SayYes()
     world.faulty = faulty
     with record(folder, "rl", "test", {}) as run:
@@ -76,7 +76,7 @@ def test_faults_are_left_out_and_counted(tmp_path: Path) -> None:
 
 def test_gauge_stops_a_run_whose_sampling_went_off_policy() -> None:
     check_gap({"gap": 0.009}, 0.01)
-    with pytest.raises(NumericsError, match="limit is 0.01"):
+    with pytest.raises(NumericsError, match=r"limit is 0\.01"):
         check_gap({"gap": 0.02}, 0.01)
 
 
