@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 from agartha.serve.worker import Worker
-from agartha.text.chat import PLAIN, ChatTemplate
+from agartha.text.chat import ChatTemplate
 from agartha.text.detokenizer import BYTE_OF_CHARACTER
 from agartha.text.reply import ReplyFormat
 from agartha.text.tokenizer import Tokenizer
@@ -44,9 +44,8 @@ class Served:
 
     @staticmethod
     def of(name: str, opened: Opened, worker: Worker) -> "Served":
-        tokenizer, source = opened.tokenizer, opened.template
-        bos = (tokenizer.bos or "") if source is not None or tokenizer.adds_bos else ""
-        template = ChatTemplate(PLAIN if source is None else source, bos, tokenizer.eos)
+        tokenizer = opened.tokenizer
+        template = ChatTemplate.of(opened.template, tokenizer)
         form = ReplyFormat.detect(template.source, tokenizer)
         return Served(name, tokenizer, template, form, opened.eos_ids, opened.digest, opened.defaults, worker)
 

@@ -7,11 +7,11 @@ that can be stopped (`text/sandbox.py`). What templates want of a tool call diff
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from agartha.core.errors import DataError
 from agartha.text.sandbox import TemplateFault, render_isolated
+from agartha.text.tokenizer import Tokenizer
 
 PLAIN = "{{ bos_token }}{{ messages | map(attribute='content') | join('\n') }}"
 """For base models, which were trained on plain text: the messages' texts, a line break between them, and no roles. What one
@@ -32,18 +32,10 @@ class ChatTemplate:
         self.source, self.bos, self.eos = source, bos, eos
 
     @staticmethod
-    def of(folder: Path) -> "ChatTemplate":
-        """From a model folder; `PLAIN` where it has none. Raises: DataError if its files cannot be read."""
-        try:
-            settings = _read_json(folder / "tokenizer_config.json")
-            file = folder / "chat_template.jinja"
-            source = file.read_text(encoding="utf-8") if file.exists() else _default(settings.get("chat_template"))
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"{folder} holds no readable chat template: {error}", hint="repair its files.") from error
-        bos, eos = (_token(settings.get(name)) for name in ("bos_token", "eos_token"))
-        if source is None:
-            return ChatTemplate(PLAIN, bos if settings.get("add_bos_token") else "", eos)
-        return ChatTemplate(source, bos, eos)
+    def of(source: str | None, tokenizer: Tokenizer) -> "ChatTemplate":
+        """A model's own, or `PLAIN` where it has none: then a text begins as the tokenizer says, not as a template does."""
+        bos = tokenizer.bos if source is not None or tokenizer.adds_bos else None
+        return ChatTemplate(PLAIN if source is None else source, bos or "", tokenizer.eos)
 
     def render(
         self,
@@ -162,19 +154,3 @@ def _text(content: Any) -> str:
 
 def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _default(template: Any) -> str | None:
-    """One template, or a list of named ones."""
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default", next(iter(named.values()), None))
-    return template
-
-
-def _token(token: str | dict | None) -> str:
-    return (token["content"] if isinstance(token, dict) else token) or ""

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from agartha.core.errors import DataError
 from agartha.text import sandbox
-from agartha.text.chat import PLAIN, ChatTemplate
+from agartha.text.chat import ChatTemplate
+from agartha.text.tokenizer import Tokenizer
 
 SMOLLM2 = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
 You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
@@ -404,21 +405,13 @@ def test_the_system_prompt_that_a_template_puts_in_is_in_plain_sight() -> None:
     )
 
 
-def test_a_folder_s_template_is_found_wherever_it_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    settings_file = tmp_path / "a" / "tokenizer_config.json"
-    settings_file.write_text(json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": True}))
-    plain = ChatTemplate.of(tmp_path / "a")
-    assert (plain.source, plain.bos, plain.eos) == (PLAIN, "<s>", "</s>")
-    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "{{ bos_token }}d"}]
-    settings_file.write_text(json.dumps({"bos_token": "<s>", "chat_template": named}))
-    assert ChatTemplate.of(tmp_path / "a").render([USER]) == "<s>d"
-    (tmp_path / "a" / "chat_template.jinja").write_text("file", encoding="utf-8")
-    assert ChatTemplate.of(tmp_path / "a").render([USER]) == "file"
-    assert ChatTemplate.of(tmp_path).source == PLAIN
-    settings_file.write_text("{")
-    with pytest.raises(DataError, match="no readable chat template"):
-        ChatTemplate.of(tmp_path / "a")
+def test_a_model_without_a_template_gets_plain_text_that_begins_as_its_tokenizer_says() -> None:
+    backend = Tokenizer.train([], 259).backend
+    backend.add_special_tokens(["<s>"])
+    adds, writes = Tokenizer(backend, bos="<s>", adds_bos=True), Tokenizer(backend, bos="<s>")
+    assert ChatTemplate.of(None, adds).render([USER, ANSWER]) == "<s>" + USER["content"] + "\n" + ANSWER["content"]
+    assert ChatTemplate.of(None, writes).render([USER]) == USER["content"]
+    assert ChatTemplate.of("{{ bos_token }}x{{ eos_token }}", writes).render([USER]) == "<s>x<eos>"
 
 
 def test_a_source_as_long_as_no_template_is_refused() -> None:
