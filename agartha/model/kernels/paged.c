@@ -40,7 +40,7 @@ typedef struct {
   const int64_t *tokens, *positions, *row, *wanted;
   const int32_t *tables;                /* [rows, width] */
   const float *cos_sin;                 /* [S, rope] */
-  float *states;                        /* [wanted_count, hidden] */
+  float *states, *logits;               /* [wanted_count, hidden], and [wanted_count, vocab] or null */
 } Call;
 
 typedef struct {
@@ -462,7 +462,7 @@ static int64_t longest_line(const Model *m, int experts) {
 }
 
 /* Point `w` into `memory`; returns how many bytes are wanted in all. */
-static int64_t lay_out(const Model *m, int64_t S, int64_t seen, char *memory, Work *w) {
+static int64_t lay_out(const Model *m, int64_t S, int64_t wanted, int64_t seen, char *memory, Work *w) {
   int64_t H = m->hidden, N = m->heads, K = m->experts ? m->chosen : 0, kw = key_width(m), vw = value_width(m), at = 0, inner = 0;
   for (int64_t i = 0; i < m->layers; i++) inner = largest(inner, largest(2 * m->layer[i].gate.out, m->layer[i].q_a.out));
   int64_t query = largest(N * largest(m->nope + m->rope, m->value), m->experts), pairs = S * K;
@@ -473,15 +473,15 @@ static int64_t lay_out(const Model *m, int64_t S, int64_t seen, char *memory, Wo
   TAKE(routed, pairs * largest(2 * m->expert_width, H) * 4); TAKE(gates, pairs * 4);
   TAKE(picks, pairs * 4); TAKE(order, pairs * 4); TAKE(place, pairs * 4);
   TAKE(first, (m->experts + 1) * 4); TAKE(active, (m->experts + 1) * 4); TAKE(stretch, (S + 1) * 8);
-  TAKE(line, S * longest_line(m, 0)); TAKE(line2, pairs * longest_line(m, 1));
+  TAKE(line, largest(S * longest_line(m, 0), wanted * line_bytes(H, m->head.type))); TAKE(line2, pairs * longest_line(m, 1));
   TAKE(scores, m->threads * QUERIES * PAD16(seen) * 4);
 #undef TAKE
   return at;
 }
 
-int64_t work_bytes(const Model *m, int64_t S, int64_t seen) {
+int64_t work_bytes(const Model *m, int64_t S, int64_t wanted, int64_t seen) {
   Work w;
-  return lay_out(m, S, seen, NULL, &w);
+  return lay_out(m, S, wanted, seen, NULL, &w);
 }
 
 static void add_and_norm(const Model *m, const Work *w, const float *weight, int64_t S, int adds) {
@@ -512,15 +512,17 @@ static void run_layers(const Model *m, const Call *c, const Work *w) {
     for (int64_t d = 0; d < H; d++) to[d] = x[d] + out[d];
     norm_row(to, m->norm, to, H, m->eps);
   }
+  wait_for_all(w);
+  if (c->logits) one(&m->head, c->states, H, c->wanted_count, c->logits, w);
 }
 
-/* `memory` has work_bytes(S, the largest position + 1). Returns 0, or 1 for an id, position, row or block that does not exist. */
+/* `memory` has work_bytes(S, wanted_count, the largest position + 1). Returns 0, or 1 for an id, position, row or block that does not exist. */
 int decode_step(const Model *m, const Call *c, char *memory) {
   Work w;
   if (!is_valid(m, c)) return 1;
   int64_t seen = 1;
   for (int64_t s = 0; s < c->S; s++) seen = largest(seen, c->positions[s] + 1);
-  lay_out(m, c->S, seen, memory, &w);
+  lay_out(m, c->S, c->wanted_count, seen, memory, &w);
   find_stretches(m, c, &w);
   Team team = {0};
   w.team = &team;

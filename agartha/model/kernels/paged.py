@@ -47,7 +47,7 @@ class _Model(ctypes.Structure):
 class _Call(ctypes.Structure):
     _fields_ = [
         *[(n, INT) for n in ("count", "rows", "width", "wanted_count")],
-        *[(n, POINTER) for n in ("tokens", "positions", "row", "wanted", "tables", "cos_sin", "states")],
+        *[(n, POINTER) for n in ("tokens", "positions", "row", "wanted", "tables", "cos_sin", "states", "logits")],
     ]
 
 
@@ -113,13 +113,18 @@ class PagedPacked:
 
     def step(self, token_ids: Tensor, positions: Tensor, rows: Tensor, tables: Tensor, wanted: Tensor) -> Tensor:
         """As `states`, and on to logits [W, V] float32."""
-        return self.logits(self.states(token_ids, positions, rows, tables, wanted))
+        return self._run(token_ids, positions, rows, tables, wanted, torch.empty(len(wanted), self.config.vocab_size))[
+            1
+        ]
 
     def states(self, token_ids: Tensor, positions: Tensor, rows: Tensor, tables: Tensor, wanted: Tensor) -> Tensor:
         """token_ids, positions, rows [S], tables [R, M], wanted [W] -> states of tokens `wanted` after the last norm [W, H].
 
         Tokens of a row come in ascending order. Raises: IndexError for an id, position, row or block that does not exist.
         """
+        return self._run(token_ids, positions, rows, tables, wanted, torch.empty(0))[0]
+
+    def _run(self, token_ids: Tensor, positions: Tensor, rows: Tensor, tables: Tensor, wanted: Tensor, logits: Tensor):
         longest, limit = int(positions.max()) + 1, self.config.max_position_embeddings
         if not 0 <= int(positions.min()) < longest <= limit:
             raise IndexError(f"positions {int(positions.min())} to {longest - 1} of {limit}")
@@ -127,17 +132,17 @@ class PagedPacked:
             x.to(torch.int64).contiguous() for x in (token_ids, positions, rows, wanted)
         )
         tables, turns = tables.to(torch.int32).contiguous(), self.rope(positions)
-        found = torch.empty(len(wanted), self.config.hidden_size)
+        states = torch.empty(len(wanted), self.config.hidden_size)
         call = _Call(
             len(token_ids), *tables.shape, len(wanted),
-            *(x.data_ptr() for x in (token_ids, positions, rows, wanted, tables, turns, found)),
+            *(x.data_ptr() or None for x in (token_ids, positions, rows, wanted, tables, turns, states, logits)),
         )  # fmt: skip
         self.model.threads = torch.get_num_threads()
         model, call = ctypes.byref(self.model), ctypes.byref(call)
-        memory = self._memory(kernels().work_bytes(model, INT(len(token_ids)), INT(longest)))
-        if kernels().decode_step(model, call, memory):
+        sizes = (INT(n) for n in (len(token_ids), len(wanted), longest))
+        if kernels().decode_step(model, call, self._memory(kernels().work_bytes(model, *sizes))):
             raise IndexError(f"a token, row or block does not exist; there are {self.num_blocks} blocks")
-        return found
+        return states, logits
 
     def logits(self, states: Tensor) -> Tensor:
         """[W, H] -> [W, V] float32."""
