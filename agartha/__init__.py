@@ -1,3 +1,3 @@
 """Agartha: the whole path to a reasoning model, small enough to own and open to its last rule."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
