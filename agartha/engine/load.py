@@ -11,6 +11,7 @@ from agartha.core.hashing import digest
 from agartha.model.decoder import Decoder
 from agartha.model.gguf_file import GGUF
 from agartha.model.hf_folder import HFFolder
+from agartha.model.hub import PREFIX, located
 from agartha.model.open import Weights, fill_decoder, open_source
 from agartha.text.gguf_tokenizer import gguf_tokenizer
 from agartha.text.tokenizer import Tokenizer
@@ -35,11 +36,11 @@ class Loaded:
 
 
 def load(path_or_name: Path | str, weights: Weights = "auto") -> Loaded:
-    """A model folder or a `.gguf` file.
+    """A model folder, a `.gguf` file, or `hf:OWNER/NAME[:FILE.gguf][@REVISION]` that was pulled. Nothing is fetched.
 
     Raises: CheckpointError or DataError if anything is missing, damaged, or of a kind we do not know.
     """
-    path = Path(path_or_name)
+    path = found_at(path_or_name)
     source = open_source(path)
     tokenizer = gguf_tokenizer(source.metadata) if isinstance(source, GGUF) else Tokenizer.load(path)
     tokenizer.check_model(source.config.vocab_size)
@@ -50,10 +51,22 @@ def load(path_or_name: Path | str, weights: Weights = "auto") -> Loaded:
         tokenizer,
         _template(source),
         _eos_ids(source, tokenizer, generation),
-        path.resolve().name.removesuffix(".gguf"),
+        name_of(path_or_name),
         digest_of(path),
         {name: generation[name] for name in SAMPLING if isinstance(generation.get(name), int | float)},
     )
+
+
+def name_of(path_or_name: Path | str) -> str:
+    """What clients call the model."""
+    text = str(path_or_name)
+    return text.removeprefix(PREFIX) if text.startswith(PREFIX) else Path(text).resolve().name.removesuffix(".gguf")
+
+
+def found_at(path_or_name: Path | str) -> Path:
+    """Where a model lies that is named on a command line."""
+    text = str(path_or_name)
+    return located(text) if text.startswith(PREFIX) else Path(text)
 
 
 def digest_of(path: Path) -> str:

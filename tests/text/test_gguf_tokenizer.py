@@ -24,7 +24,9 @@ TEXTS = [
 def test_ids_of_a_real_file_are_those_of_transformers(smollm2: Path) -> None:
     ours = gguf_tokenizer(read_header(smollm2).metadata)
     theirs = transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
-    for text in (text.replace("½", "") for text in TEXTS):  # it takes GPT-2's pattern here, which keeps a space before a half
+    for text in (
+        text.replace("½", "") for text in TEXTS
+    ):  # it takes GPT-2's pattern here, which keeps a space before a half
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
         assert ours.decode(ours.encode(text)) == text
     assert ours.eos == "<|im_end|>" and ours.find("<|im_start|>") in ours.special_ids
