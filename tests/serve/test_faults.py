@@ -149,7 +149,7 @@ def test_a_signal_lets_what_runs_finish_and_exits_with_zero(how: signal.Signals)
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"{server.url}/health", timeout=5)
     thread.join(20)
-    assert got[-2:] == ["data: [DONE]", ""] and sum("word" in line for line in got) > 50
+    assert got[-2:] == ["data: [DONE]", ""] and sum("content" in line for line in got) > 50
     assert server.process.wait(10) == 0 and "Traceback" not in server.process.stderr.read()
 
 

@@ -20,7 +20,7 @@ THEIRS = ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "e
 OTHER_PAGES = ["https://evil.example", "null", "http://localhost:1", "https://app.example.evil", "http://app.example"]
 NO_KEYS = [
     {}, {"authorization": "Bearer wrong"}, {"authorization": KEY}, {"authorization": f"Basic {KEY}"}, {"x-api-key": "é"},
-    {"authorization": "Bearer "}, {"authorization": f"Bearer {KEY}x"},
+    {"authorization": "Bearer"}, {"authorization": f"Bearer {KEY}x"},
 ]  # fmt: skip
 BAD = [{"port": 70000}, {"drain_seconds": -1.0}, {"allowed_origins": ("app.example",)}, {"queue_limit": -1}]
 
