@@ -43,8 +43,8 @@ class Quality:
     sizes: tuple[float, ...] = (0.2, 0.45, 0.35)  # problems of two, three and four numbers
     searchers: float = 0.4
     lucky: float = 0.03  # guesses that are right on purpose
-    slips: float = 0.005  # steps with a wrong result
-    oversights: float = 0.01  # hits not seen
+    slips: float = 0.002  # steps with a wrong result
+    oversights: float = 0.005  # hits not seen
     hunches: float = 0.08  # misses that are checked all the same
     quitters: float = 0.6  # searchers who stop after a while with a guess
     unfinished: float = 0.05  # searchers who stop without an answer
