@@ -23,7 +23,7 @@ class ModelConfig(Config):
     vocab_size: int = Field(default=128, ge=2, le=2**24)
     hidden_size: int = Field(default=128, ge=8, le=WIDTH)
     intermediate_size: int = Field(default=384, ge=1, le=WIDTH)
-    num_hidden_layers: int = Field(default=4, ge=1, le=COUNT)
+    num_hidden_layers: int = Field(default=4, ge=1, le=512)
     num_attention_heads: int = Field(default=4, ge=1, le=COUNT)
     num_key_value_heads: int | None = Field(default=None, ge=1, le=COUNT)
     head_dim: int | None = Field(default=None, ge=1, le=WIDTH)

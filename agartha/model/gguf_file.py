@@ -21,7 +21,7 @@ from agartha.model.gguf_header import Header, read_header
 from agartha.model.gguf_settings import settings
 from agartha.model.gguf_tensors import read_tensor, take_rows
 from agartha.model.hf_config import checked
-from agartha.model.placement import Placement
+from agartha.model.placement import Placement, check_depth
 from agartha.model.quantised import Int4, Int8
 
 TOP = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
@@ -53,9 +53,11 @@ class GGUF:
         header = read_header(path)
         fields = settings(header)
         try:
-            return GGUF(header, checked(ModelConfig.model_validate(fields)))
+            config = checked(ModelConfig.model_validate(fields))
         except (pydantic.ValidationError, ValueError) as error:
             raise CheckpointError(f"{path} describes no model of ours: {error}", hint="is the file damaged?") from error
+        check_depth(str(path), config, header.tensors, "blk.")
+        return GGUF(header, config)
 
     @property
     def where(self) -> str:

@@ -24,7 +24,7 @@ SPECIAL = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_
 def settings(header: Header) -> dict[str, Any]:
     """Raises: CheckpointError if the architecture is unknown or the file asks for something this decoder does not do."""
     architecture = header.metadata.get("general.architecture")
-    if architecture not in MODEL_TYPES:
+    if not isinstance(architecture, str) or architecture not in MODEL_TYPES:
         raise CheckpointError(
             f"{header.path}: architecture {architecture!r} is unknown.", hint=f"known: {', '.join(MODEL_TYPES)}."
         )

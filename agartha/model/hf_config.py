@@ -142,7 +142,7 @@ def _known(published: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse(published: dict[str, Any], path: Path) -> None:
     kind = published.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise CheckpointError(f"{path}: model_type {kind!r} is unknown.", hint=f"known: {', '.join(ARCHITECTURES)}.")
     quantisation = published.get("quantization_config") or {}
     layers = published.get("layer_types") or []

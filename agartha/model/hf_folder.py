@@ -20,7 +20,7 @@ from agartha.core.files import folder_atomic, write_json
 from agartha.model.config import ModelConfig
 from agartha.model.decoder import Decoder
 from agartha.model.hf_config import CONFIG, fp8_block, load_config, published_config, read_published
-from agartha.model.placement import Placement, empty_decoder, fill
+from agartha.model.placement import Placement, check_depth, empty_decoder, fill
 from agartha.model.safetensors_file import Entry, read_header
 
 WEIGHTS, INDEX, SCALE = "model.safetensors", "model.safetensors.index.json", "_scale_inv"
@@ -108,6 +108,7 @@ class HFFolder:
                     f"{path} holds {min(twice)!r}, as another shard does.", hint="remove one of them."
                 )
             entries |= found
+        check_depth(str(folder), config, entries, "layers.")
         return HFFolder(folder, config, entries, fp8_block(read_published(folder).get("quantization_config")))
 
     @property

@@ -49,6 +49,13 @@ class Source(Protocol):
     def placements(self, state: dict[str, Tensor]) -> list[Placement]: ...
 
 
+def check_depth(where: str, config: ModelConfig, names: Iterable[str], prefix: str) -> None:
+    """Raises: CheckpointError if the last layer is not among the tensors: thousands of layers are slow even to describe."""
+    last = f"{prefix}{config.num_hidden_layers - 1}."
+    if not any(name.startswith((last, f"model.{last}")) for name in names):
+        raise CheckpointError(f"{where} lacks layer {config.num_hidden_layers - 1}.", hint="is a shard missing?")
+
+
 def empty_decoder(config: ModelConfig, compute_dtype: torch.dtype) -> Decoder:
     """A decoder whose weights have shapes but no memory."""
     with torch.device("meta"):
