@@ -168,7 +168,7 @@ def chat(
         int | None, typer.Option(help="The longest reply; all the room there is if not given.", show_default=False)
     ] = None,
     seed: Annotated[int | None, typer.Option(help="For the same replies again.", show_default=False)] = None,
-    weights: Annotated[str, typer.Option(help="auto, float32, bfloat16, int8 or int4.")] = "auto",
+    weights: Annotated[str, typer.Option(help="float32, bfloat16, int8, int4; auto: float32 below 2 GiB.")] = "auto",
     raw: Annotated[
         bool, typer.Option("--raw", help="Go on from the text as it is: no chat template, no turns.")
     ] = False,

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from agartha.core.errors import AgarthaError, DataError
-from agartha.engine.load import load
+from agartha.engine.load import Loaded, found_at, load
+from agartha.model.open import open_source
 from agartha.serve.conversation import Conversation, Options
 from agartha.text.reply import Content, Piece, Thinking
 
+SMALL_BYTES = 2**31  # of float32 weights
 PASTE_S = 0.03  # lines that come this close together were pasted
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 DIM, BOLD, PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
@@ -38,12 +40,21 @@ def run(model: str, options: Options) -> None:
             readline.parse_and_bind("set enable-bracketed-paste on")
         screen = Screen(sys.stdout)
         with screen.note(f"loading {model} ..."):
-            conversation = Conversation.open(load(model, options.weights), options)
+            conversation = Conversation.open(_loaded(model, options), options)
         talk(conversation, screen, _ask)
     else:
         text = sys.stdin.read()
-        conversation = Conversation.open(load(model, options.weights), options)
+        conversation = Conversation.open(_loaded(model, options), options)
         answer_once(conversation, text, sys.stdout)
+
+
+def _loaded(model: str, options: Options) -> Loaded:
+    """Small models in float32: one conversation does not need packed weights' speed, and their rounding can turn an answer.
+
+    SmolLM2-135M's Q4_1 file says "Paris" in float32, and in 8-bit activations "L'Étoile", here as in llama.cpp.
+    """
+    is_small = 4 * open_source(found_at(model)).config.num_parameters() <= SMALL_BYTES
+    return load(model, "float32" if options.weights == "auto" and is_small else options.weights)
 
 
 class Screen:

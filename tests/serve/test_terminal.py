@@ -233,7 +233,7 @@ def test_the_command_answers_what_is_piped_in(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_real_model_names_the_capital_of_france(smollm2: Path) -> None:
-    done = chat(smollm2, "What is the capital of France?\n", "--weights", "float32")
+    done = chat(smollm2, "What is the capital of France?\n")
     assert (done.returncode, done.stdout) == (0, "The capital of France is Paris.\n"), done.stderr
 
 
@@ -243,7 +243,7 @@ def test_one_can_talk_to_a_real_model_at_a_terminal(smollm2: Path) -> None:
     import pty
 
     controller, end = pty.openpty()
-    command = [sys.executable, "-m", "agartha.cli", "chat", str(smollm2), "--weights", "float32"]
+    command = [sys.executable, "-m", "agartha.cli", "chat", str(smollm2)]
     process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, start_new_session=True)
     os.close(end)
     shown = ""
