@@ -30,7 +30,8 @@ def export(model: str, to: Path, form: Literal["hf", "gguf"] | None = None, kind
         raise ConfigError(f"{to} does not look like {form}.", hint="a GGUF file ends in .gguf, a folder does not.")
     source = open_source(found_at(model))
     kind = kind or ("f32" if source.is_float32 else "bf16")
-    loaded = load(model, "bfloat16" if kind == "bf16" and not _is_quantised(source) else "float32")
+    is_the_same = kind == "bf16" and not source.is_float32 and not _is_quantised(source)
+    loaded = load(model, "bfloat16" if is_the_same else "float32")
     if form == "gguf":
         difference = export_gguf(to, loaded.decoder, kind, loaded.name, _vocabulary(source, loaded))
     else:
