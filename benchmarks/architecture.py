@@ -12,7 +12,9 @@ from side_by_side import CORES, arguments, tell
 
 from agartha.data.loader import Loader
 from agartha.data.mixture import Mixture, SourceSpec
-from agartha.engine.generator import Generator, Request, Sampling
+from agartha.engine.engine import Engine
+from agartha.engine.request import Request
+from agartha.engine.sampler import Sampling
 from agartha.learn.config import LearnerConfig, OptimizerConfig, ScheduleConfig
 from agartha.learn.learner import Learner
 from agartha.learn.loss import target_logprobs
@@ -59,11 +61,11 @@ def worker(parallel: Parallel, shape: dict, seconds: float, seed: int) -> dict[s
         weight = held.cross_entropy_weight
         assert weight is not None
         loss = float((-target_logprobs(logits, held.targets) * weight).sum() / weight.sum())
-    generator = Generator(learner.decoder, 128, 160)
+    engine = Engine(learner.decoder, 128, 160)
     wanted = [Request([1, 2, 3], Sampling(1.0, max_tokens=100, seed=i)) for i in range(128)]
-    generator.generate(wanted)
+    engine.generate(wanted)
     at = time.perf_counter()
-    generator.generate(wanted)
+    engine.generate(wanted)
     decode = 128 * 100 / (time.perf_counter() - at)
     return {"loss": loss, "tokens": tokens, "tokens_per_second": tokens / seconds, "decode_tokens_per_second": decode}
 

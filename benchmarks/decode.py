@@ -24,13 +24,13 @@ from agartha.engine.sampler import Sampling
 CACHED = Path.home() / ".cache" / "agartha" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT, ROWS, LENGTH = 16, 16, 2304
 MEMORY = """
-import resource, sys
+import sys
 import torch
 from agartha.engine.engine import Engine
 from agartha.engine.load import load
 from agartha.engine.request import Request
 from agartha.engine.sampler import Sampling
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 torch.set_num_threads(int(sys.argv[2]))
 torch.ones(64, 64) @ torch.ones(64, 64)
 before = peak()
@@ -43,12 +43,13 @@ print(before, peak())
 class LlamaCpp:
     """Greedy completions by its own C interface: one batch a step, as its server does."""
 
-    def __init__(self, path: Path, threads: int):
+    def __init__(self, path: Path, threads: int, flash: int = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO):
         llama_cpp.llama_log_set(_quiet, None)
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max = ROWS * 512, ROWS
         settings.n_batch = settings.n_ubatch = 512
+        settings.flash_attn_type = flash
         settings.n_threads = settings.n_threads_batch = threads
         self.context = llama_cpp.llama_init_from_model(model, settings)
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))

@@ -16,7 +16,9 @@ from models import config, peer
 from side_by_side import CORES, arguments, compare, tell
 
 from agartha.data.packing import Document, pack
-from agartha.engine.generator import Generator, Request, Sampling
+from agartha.engine.engine import Engine
+from agartha.engine.request import Request
+from agartha.engine.sampler import Sampling
 from agartha.learn.config import LearnerConfig, OptimizerConfig
 from agartha.learn.learner import Learner, Objective
 from agartha.learn.parallel import Parallel, launch
@@ -40,7 +42,7 @@ def worker(parallel: Parallel, steps: int, new: int) -> tuple[list[float], list[
         ("matrix_learning_rate", "embedding_learning_rate", "head_learning_rate", "other_learning_rate"), RATE
     )
     learner = Learner(Decoder(config()), LearnerConfig(optimizer=OptimizerConfig(matrices="adamw", **rates)), parallel)
-    learner.sampler = Generator(learner.decoder, PROMPTS * GROUP // parallel.world_size, 16 + new)
+    learner.sampler = Engine(learner.decoder, PROMPTS * GROUP // parallel.world_size, 16 + new)
     objective = Objective(policy_loss=partial(grpo_loss, clip_low=0.2, clip_high=0.2))
     seconds, rewards = [], []
     for step in range(steps):

@@ -6,7 +6,9 @@ import torch
 from models import config, peer
 from side_by_side import CORES, arguments, compare
 
-from agartha.engine.generator import Generator, Request, Sampling
+from agartha.engine.engine import Engine
+from agartha.engine.request import Request
+from agartha.engine.sampler import Sampling
 from agartha.learn.precision import compute_dtype
 from agartha.model.decoder import Decoder
 
@@ -20,14 +22,14 @@ def main() -> None:
     decoder = Decoder(config()).eval()
     decoder.compute_dtype = compute_dtype("auto", torch.device("cpu"))
     model = peer().eval()
-    generator = Generator(decoder, 256, PROMPT + NEW)
+    engine = Engine(decoder, 256, PROMPT + NEW)
     for batch in (1, 32, 256):
         prompts = torch.randint(1, 512, (batch, PROMPT), generator=torch.Generator().manual_seed(batch))
         requests = [Request(prompt.tolist(), Sampling(1.0, max_tokens=new, seed=i)) for i, prompt in enumerate(prompts)]
 
         def ours(requests=requests, batch=batch) -> float:
             began = time.perf_counter()
-            generator.generate(requests)
+            engine.generate(requests)
             return batch * new / (time.perf_counter() - began)
 
         def theirs(prompts=prompts, batch=batch, dtype=torch.float32) -> float:

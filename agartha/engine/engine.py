@@ -7,7 +7,7 @@ being sent back when blocks ran out, nor on drafts. Not thread-safe: one thread 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
@@ -39,12 +39,18 @@ class _Own:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """A step's yield: `taken` [K] new tokens of each of `rows` [K]."""
+@dataclass(slots=True, eq=False)
+class _View:
+    """What drawing for some rows needs, gathered once and kept while the same rows go on."""
 
     rows: np.ndarray
-    taken: np.ndarray
+    settings: np.ndarray
+    seeds: np.ndarray
+    prompt: np.ndarray
+    limit: np.ndarray
+    stops: np.ndarray
+    special: list[int]
+    """Indices of rows that ask for more than a draw."""
 
 
 class Engine:
@@ -84,6 +90,8 @@ class Engine:
         self._numbers, self._open = count(), {}
         self._settings, self._seeds = np.zeros((max_rows, 4)), np.zeros(max_rows, np.uint64)
         self._stops = np.full((max_rows, 1), -1, np.int64)
+        self._view: _View | None = None
+        self._over: list[int] = []
         self._special, self._finish = np.zeros(max_rows, bool), np.zeros(max_rows, np.int8)
         self._steps = self._prompt_tokens = self._cached_tokens = self._generated = self._drafted = self._accepted = 0
 
@@ -117,12 +125,9 @@ class Engine:
         """
         if not self.has_work:
             return []
-        outcome = self._advance()
-        gained = np.flatnonzero(outcome.taken)
-        events = [
-            self._event(row, taken) for row, taken in zip(outcome.rows[gained].tolist(), outcome.taken[gained].tolist())
-        ]
-        for row in self._ended(outcome):
+        rows, taken = self._advance()
+        events = [self._event(row, number) for row, number in zip(rows.tolist(), taken.tolist()) if number]
+        for row in self._take_over():
             self._close(row)
         return events
 
@@ -146,12 +151,12 @@ class Engine:
         done: list[dict[int, Completion]] = [{} for _ in requests]
         try:
             while self.has_work:
-                outcome = self._advance()
-                for row in self._ended(outcome):
+                _, taken = self._advance()
+                for row in self._take_over():
                     sequence, completion = self._close(row)
                     done[numbers[sequence.request]][sequence.index] = completion
                 if on_progress is not None:
-                    on_progress(int(outcome.taken.sum()))
+                    on_progress(int(taken.sum()))
         finally:
             for number in numbers:
                 self.abort(number)
@@ -175,18 +180,19 @@ class Engine:
         )  # fmt: skip
 
     @torch.no_grad()
-    def _advance(self) -> _Outcome:
+    def _advance(self) -> tuple[np.ndarray, np.ndarray]:
+        """One step: rows [K], and how many new tokens each has [K]."""
         plan = self.scheduler.plan()
         self._take_seats()
         if plan.copies:
             self.stepper.copy_blocks(plan.copies)
         arrays = (plan.token_ids, plan.positions, plan.token_rows, self.blocks.tables, plan.wanted)
-        logits = self.stepper.step(*(torch.from_numpy(x) for x in arrays))
+        logits = self.stepper.step(*map(torch.from_numpy, arrays))
         taken = self._draw(plan, logits)
         self.scheduler.advance(plan, taken)
         self._steps += 1
         self._generated += int(taken.sum())
-        return _Outcome(plan.rows, taken)
+        return plan.rows, taken
 
     def _draw(self, plan: Plan, logits: Tensor) -> np.ndarray:
         """Tokens for every row that wants them, how many each [K].
@@ -194,35 +200,52 @@ class Engine:
         A row with drafts is drawn for place by place, as it would have been without them, and as long as what is drawn is
         what was guessed; so drafts change neither the distribution nor, for a given seed, the text.
         """
+        if plan.is_steady:
+            self._take(plan.rows, logits)
+            return plan.wants
         rows_, taken = self.scheduler, np.zeros(len(plan.rows), np.int64)
         first, active, depth = np.cumsum(plan.wants) - plan.wants, np.flatnonzero(plan.wants), 0
         while len(active):
             rows = plan.rows[active]
-            chosen, logprobs = self._sample(
-                logits if len(active) == len(logits) else logits[first[active] + depth], rows
-            )
-            place = rows_.known[rows]
-            agreed = rows_.ids[rows, place] == chosen
-            rows_.ids[rows, place], rows_.logprobs[rows, place] = chosen, logprobs
-            rows_.known[rows] = place + 1
+            guessed = rows_.ids[rows, rows_.known[rows]]
+            chosen = self._take(rows, logits if len(active) == len(logits) else logits[first[active] + depth])
             taken[active] += 1
-            stopped = (self._stops[rows] == chosen[:, None]).any(1)
-            ended = np.where(stopped, STOP, np.where(place + 1 >= rows_.limit[rows], LENGTH, 0))
-            self._finish[rows] = np.maximum(self._finish[rows], ended)
             depth += 1
-            active = active[agreed & (self._finish[rows] == 0) & (plan.wants[active] > depth)]
+            active = active[(chosen == guessed) & (self._finish[rows] == 0) & (plan.wants[active] > depth)]
         return taken
 
-    def _sample(self, logits: Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _take(self, rows: np.ndarray, logits: Tensor) -> np.ndarray:
+        """Draw a token for each row and make it known; ended rows are noted. Returns the tokens."""
+        plans, view = self.scheduler, self._look(rows)
+        place = plans.known[rows]
+        chosen, logprobs = self._sample(logits, view, place - view.prompt)
+        plans.ids[rows, place], plans.logprobs[rows, place] = chosen, logprobs
+        place += 1
+        plans.known[rows] = place
+        stopped = (view.stops == chosen[:, None]).any(1)
+        ended = stopped | (place >= view.limit)
+        if ended.any():
+            self._over += rows[ended].tolist()
+            self._finish[rows[ended]] = np.where(stopped[ended], STOP, LENGTH)
+        return chosen
+
+    def _look(self, rows: np.ndarray) -> _View:
+        if self._view is None or self._view.rows is not rows:
+            plans = self.scheduler
+            self._view = _View(
+                rows, self._settings[rows], self._seeds[rows], plans.prompt[rows], plans.limit[rows], self._stops[rows],
+                np.flatnonzero(self._special[rows]).tolist(),
+            )  # fmt: skip
+        return self._view
+
+    def _sample(self, logits: Tensor, view: _View, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Next tokens and their log-probabilities; logits may be changed. Only rows that ask for more pay for it."""
-        counts = self.scheduler.known[rows] - self.scheduler.prompt[rows]
-        special = np.flatnonzero(self._special[rows]).tolist()
-        originals = logits[special]
-        for i in special:
-            self._edit(logits[i], int(rows[i]))
-        chosen, logprobs = choose(logits, self._settings[rows], self._seeds[rows], counts)
-        for i, original in zip(special, originals):
-            own = self._own(int(rows[i]))
+        originals = logits[view.special] if view.special else ()
+        for i in view.special:
+            self._edit(logits[i], int(view.rows[i]))
+        chosen, logprobs = choose(logits, view.settings, view.seeds, counts)
+        for i, original in zip(view.special, originals):
+            own = self._own(int(view.rows[i]))
             logprobs[i], top = report(original, own.request.sampling, int(chosen[i]))
             if own.top is not None:
                 own.top.append(top)
@@ -253,8 +276,10 @@ class Engine:
     def _own(self, row: int) -> _Own:
         return self.scheduler.seats[row].private  # type: ignore[union-attr]
 
-    def _ended(self, outcome: _Outcome) -> list[int]:
-        return outcome.rows[(self._finish[outcome.rows] != 0) & (outcome.taken > 0)].tolist()
+    def _take_over(self) -> list[int]:
+        """Rows whose completion ended in this step."""
+        over, self._over = self._over, []
+        return over
 
     def _event(self, row: int, taken: int) -> Event:
         plans = self.scheduler

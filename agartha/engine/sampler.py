@@ -109,8 +109,8 @@ def choose(
         chosen = scaled.argmax(-1)
     else:
         probabilities = scaled.exp()
-        cut = np.flatnonzero((settings[:, 1:] != UNCUT).any(1) & ~greedy)
-        if len(cut):
+        if (settings[:, 1:] != UNCUT).any():
+            cut = np.flatnonzero((settings[:, 1:] != UNCUT).any(1) & ~greedy)
             probabilities[cut] = _cut(probabilities[cut], settings[cut])
         cumulative = probabilities.cumsum(-1, dtype=torch.float64)
         threshold = torch.from_numpy(uniform(seeds, counts)).unsqueeze(1) * cumulative[:, -1:]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from agartha.engine.blocks import BLOCK, BlockManager, blocks_for
+from agartha.engine.blocks import BLOCK, BlockManager
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +40,7 @@ class Sequence:
     """Tokens of the prompt that were in the cache when it was first begun; None for one that has not, or that forked."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Plan:
     """One step: S tokens of K rows, W of which want logits."""
 
@@ -56,6 +56,10 @@ class Plan:
     """[K] each: the row, how many tokens it has in this step, how many of the last of them want logits."""
     copies: list[tuple[int, int]]
     """Blocks to be copied before the step, (from, to)."""
+    is_steady: bool = False
+    """The same rows as in the step before, one token each."""
+    can_repeat: bool = False
+    """The next step may be the same rows, one token further."""
 
 
 class Scheduler:
@@ -74,6 +78,8 @@ class Scheduler:
         self._parked: list[int] = []  # rows whose prompt another row is computing
         self._groups: dict[int, list[int]] = {}  # request -> rows that hold its prompt, or will
         self._copies: list[tuple[int, int]] = []
+        self._steady: Plan | None = None  # the last plan, if the next may be the same one token further
+        self._room = 0  # how often, until a row needs a block
 
     @property
     def running(self) -> int:
@@ -98,6 +104,9 @@ class Scheduler:
 
         drafts [rows]: so many guesses a row has after its known tokens, in `ids`; they get what is left of the budget.
         """
+        steady, self._steady = self._steady, None
+        if steady and self._room > 0 and drafts is None and not (self.waiting and self._empty):
+            return self._further(steady)
         self._grow()
         self._admit()
         left = self.known - self.computed
@@ -113,11 +122,18 @@ class Scheduler:
         if len(filling):
             rows, widths = np.concatenate([decoding, filling]), np.concatenate([widths, chunks])
             wants = np.concatenate([wants, chunks == left[filling]])
-        return self._laid_out(rows, widths, wants)
+        plan = self._laid_out(rows, widths, wants)
+        if not len(filling) and drafts is None and not self._parked:
+            plan.can_repeat = True
+            self._room = int((self.blocks.held[rows] * BLOCK - self.computed[rows]).min()) - 1
+        return plan
 
     def advance(self, plan: Plan, taken: np.ndarray) -> None:
         """What the plan computed is in the cache now; `taken` [K] new tokens of each row are known already."""
-        rows = plan.rows
+        rows, self._steady = plan.rows, plan if plan.can_repeat else None
+        if plan.is_steady:
+            self.computed[rows] = plan.positions + 1
+            return
         before = self.computed[rows]
         after = before + plan.widths - plan.wants + taken
         self.computed[rows] = after
@@ -139,7 +155,7 @@ class Scheduler:
         group.remove(row)
         if not group:
             del self._groups[sequence.request]
-        self.seats[row], self.known[row], self.computed[row] = None, 0, 0
+        self.seats[row], self.known[row], self.computed[row], self._steady = None, 0, 0, None
         self._empty.append(row)
         return sequence
 
@@ -159,6 +175,12 @@ class Scheduler:
         gone += [sequence for sequence in self.waiting if sequence.request == request]
         self.waiting = deque(sequence for sequence in self.waiting if sequence.request != request)
         return gone
+
+    def _further(self, plan: Plan) -> Plan:
+        self._room -= 1
+        plan.positions = plan.positions + 1
+        plan.token_ids, plan.copies, plan.is_steady = self.ids[plan.rows, plan.positions], [], True
+        return plan
 
     def _grow(self) -> None:
         """A block for each decoding row that needs one, at the cost of the youngest."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from agartha.core.errors import AgarthaError, DataError
-from agartha.engine.generator import Generator
+from agartha.engine.engine import Engine
 from agartha.engine.sampler import Sampling
 from agartha.evaluate.config import EvalConfig
 from agartha.evaluate.run import Record, evaluate, heldout_tasks, summarise
@@ -33,10 +33,10 @@ def run(model_folder: Path, world_name: str, config: EvalConfig, problems: Path 
     tokenizer.check_model(decoder.config.vocab_size)
     decoder.compute_dtype = compute_dtype("auto", device)
     longest = min(decoder.config.max_position_embeddings, LONGEST_PROMPT + config.max_tokens)
-    generator = Generator(decoder.eval(), config.max_rows, longest)
+    engine = Engine(decoder.eval(), config.max_rows, longest)
     sampling = Sampling(config.temperature, max_tokens=config.max_tokens, seed=config.seed)
     if own is not None:
-        groups = evaluate(generator, tokenizer, world, own, sampling, config.samples)
+        groups = evaluate(engine, tokenizer, world, own, sampling, config.samples)
         records = [describe(world, task, group) for task, group in zip(own, groups)]
         return {
             "model": str(model_folder),
@@ -47,12 +47,12 @@ def run(model_folder: Path, world_name: str, config: EvalConfig, problems: Path 
     result: dict[str, Any] = {"model": str(model_folder), "world": world.name, "levels": {}}
     for level in world.levels if config.level is None else (config.level,):
         tasks = heldout_tasks(world, level, config.problems, config.seed)
-        groups = evaluate(generator, tokenizer, world, tasks, sampling, config.samples)
+        groups = evaluate(engine, tokenizer, world, tasks, sampling, config.samples)
         how = "sampled" if config.temperature > 0 else "greedy"
         scores = {how: summarise(groups, config.k, config.seed)}
         if config.greedy and config.temperature > 0:
             once = Sampling(0.0, max_tokens=config.max_tokens)
-            scores["greedy"] = summarise(evaluate(generator, tokenizer, world, tasks, once), seed=config.seed)
+            scores["greedy"] = summarise(evaluate(engine, tokenizer, world, tasks, once), seed=config.seed)
         result["levels"][str(level)] = scores
     return result
 

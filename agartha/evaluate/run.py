@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agartha.core.errors import DataError, WorldError
-from agartha.engine.generator import Generator, Request
+from agartha.engine.engine import Engine
+from agartha.engine.request import Request
 from agartha.engine.sampler import Sampling
 from agartha.evaluate.statistics import bootstrap_interval, pass_at_k
 from agartha.text.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ class Record:
 
 
 def evaluate(
-    generator: Generator,
+    engine: Engine,
     tokenizer: Tokenizer,
     world: World,
     tasks: Sequence[Task],
@@ -53,7 +54,7 @@ def evaluate(
         requests.append(Request(prompt, own, samples))
         asked.append(number)
     found: list[list[Record]] = [[] for _ in tasks]
-    for number, group in zip(asked, generator.generate(requests)):
+    for number, group in zip(asked, engine.generate(requests)):
         for completion in group:
             ids = [i for i in completion.token_ids if i != tokenizer.eos_id]
             text = f"{forced_prefix} {tokenizer.decode(ids)}".strip() if forced_prefix else tokenizer.decode(ids)

@@ -130,7 +130,7 @@ class Learner:
         return metrics
 
     def sample(self, requests: Sequence[Any], on_progress: Callable | None = None) -> list:
-        """Completions from the present weights (see `engine.generator`)."""
+        """Completions from the present weights (see `engine.engine`)."""
         assert self.sampler is not None, "this learner was made without a sampler"
         if self._sampler_is_stale:
             self.sampler.update_weights()

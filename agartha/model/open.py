@@ -1,5 +1,8 @@
 """Open published weights, whatever they lie in, into one decoder: tensor by tensor, never two copies of the model."""
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -40,8 +43,26 @@ def fill_decoder(source: GGUF | HFFolder, weights: Weights = "auto") -> Decoder:
     is_full = weights == "float32" or (weights == "auto" and source.is_float32)
     dtype = torch.float32 if is_full else torch.bfloat16
     decoder = empty_decoder(source.config, dtype)
-    fill(decoder, source, partial(_kept, weights, dtype))
+    with _blocks_of_their_own():
+        fill(decoder, source, partial(_kept, weights, dtype))
     return decoder
+
+
+@contextmanager
+def _blocks_of_their_own() -> Iterator[None]:
+    """Keep what stays and what is soon let go apart: glibc otherwise puts both into one heap, whose holes stay with us.
+
+    Measured on SmolLM2 as Q4_1 (98 MB): 170 MB of memory for 92 MB of packed weights without this.
+    """
+    limit, mallopt = -3, getattr(ctypes.CDLL(None), "mallopt", None)  # M_MMAP_THRESHOLD; no such thing outside glibc
+    if mallopt is None:
+        yield
+        return
+    mallopt(limit, 2**17)
+    try:
+        yield
+    finally:
+        mallopt(limit, 2**25)  # where it would have grown to by itself
 
 
 def _kept(

@@ -10,7 +10,7 @@ from agartha.core.config import resolved
 from agartha.core.errors import ConfigError
 from agartha.core.files import write_json
 from agartha.core.hashing import digest
-from agartha.engine.generator import Generator
+from agartha.engine.engine import Engine
 from agartha.learn.learner import Learner
 from agartha.learn.parallel import Parallel, launch
 from agartha.learn.precision import compute_dtype
@@ -74,7 +74,7 @@ def reinforce(
     reference = frozen_copy(decoder) if config.kl_weight > 0 else None
     learner = Learner(decoder, config.learner, parallel)
     longest = min(LONGEST_PROMPT, decoder.config.max_position_embeddings // 2) + config.sampling.max_tokens
-    learner.sampler = Generator(decoder, config.max_rows, longest)
+    learner.sampler = Engine(decoder, config.max_rows, longest)
     train(config, learner, Setting(load_world(config.world), tokenizer, reference), folder, entry)
     return learner
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agartha.engine.generator import Completion, Request, Sampling
+from agartha.engine.request import Completion, Request
+from agartha.engine.sampler import Sampling
 from agartha.learn.learner import Learner
 from agartha.rl.config import RLConfig
 from agartha.text.tokenizer import Tokenizer

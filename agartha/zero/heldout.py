@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agartha.core.files import write_json
-from agartha.engine.generator import Generator
+from agartha.engine.engine import Engine
 from agartha.engine.sampler import Sampling
 from agartha.evaluate.run import Record, evaluate, heldout_tasks, summarise
 from agartha.learn.parallel import Parallel
@@ -43,20 +43,20 @@ class Examiner:
     def has(self, question: Question) -> bool:
         return question.name in self.results
 
-    def ask(self, generator: Generator, question: Question) -> None:
+    def ask(self, engine: Engine, question: Question) -> None:
         """Fill `results[question.name][level]`: the summary, and the first transcripts."""
-        found = {str(level): self._level(generator, question, level) for level in self.config.levels}
+        found = {str(level): self._level(engine, question, level) for level in self.config.levels}
         self.results[question.name] = found
         if self.parallel.is_first:
             write_json(self.path, self.results)
 
-    def _level(self, generator: Generator, question: Question, level: int) -> dict[str, Any]:
+    def _level(self, engine: Engine, question: Question, level: int) -> dict[str, Any]:
         tasks, ranks = self.tasks[level], self.parallel.world_size
         sampling = Sampling(
             question.temperature, max_tokens=self.config.max_tokens, seed=self.config.seed + self.parallel.rank * 10**6
         )
         mine = tasks[self.parallel.rank :: ranks]
-        own = evaluate(generator, self.tokenizer, self.world, mine, sampling, forced_prefix=question.forced)
+        own = evaluate(engine, self.tokenizer, self.world, mine, sampling, forced_prefix=question.forced)
         shares = self.parallel.all_gather_object(own)
         groups: list[list[Record]] = [[] for _ in tasks]
         for rank, share in enumerate(shares):

@@ -16,7 +16,7 @@ import torch
 from agartha.core.config import resolved
 from agartha.core.files import write_json
 from agartha.core.metrics import read_metrics
-from agartha.engine.generator import Generator
+from agartha.engine.engine import Engine
 from agartha.learn.learner import Learner
 from agartha.learn.parallel import Parallel, launch
 from agartha.learn.precision import compute_dtype
@@ -137,9 +137,9 @@ class Stages:
         if all(self.examiner.has(question) for question in questions):
             return
         decoder.compute_dtype = compute_dtype(self.rl_config.learner.precision, self.parallel.device)
-        generator = Generator(decoder.eval(), 256, self.config.heldout.max_tokens + 32)
+        engine = Engine(decoder.eval(), 256, self.config.heldout.max_tokens + 32)
         for question in questions:
-            self.examiner.ask(generator, question)
+            self.examiner.ask(engine, question)
         if self.entry:
             self.entry.flush()
 

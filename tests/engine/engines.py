@@ -11,9 +11,9 @@ from agartha.model.decoder import Decoder
 
 
 def plain_engine(decoder: Decoder, **limits) -> Engine:
-    """Over the plainest stepper."""
+    """Over the reference stepper; of the decoder only the sizes are used."""
     engine = Engine(decoder, **{"max_rows": 8, "max_length": 64} | limits)
-    engine.stepper = ReferenceStepper(decoder)  # type: ignore[assignment]
+    engine.stepper = ReferenceStepper(decoder.config.vocab_size, engine.blocks.total)  # type: ignore[assignment]
     return engine
 
 

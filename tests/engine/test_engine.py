@@ -1,7 +1,6 @@
 """Completions: right, and the same whatever neighbours, budget, cache or pre-emption did; blocks that always come back."""
 
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from engines import drain, ids_of, mixed_requests, plain_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import EXPERTS, SHAPES, random_decoder
-from reference import ReferenceStepper
 
 from agartha.core.errors import ConfigError, DataError, NumericsError
 from agartha.engine.engine import Engine
@@ -43,7 +41,9 @@ def assert_all_came_back(engine: Engine) -> None:
 @pytest.mark.parametrize("name", ["experts", "qwen3", "llama"])
 def test_greedy_equals_a_loop_without_a_cache(plain: bool, name: str) -> None:
     decoder = random_decoder(SHAPES[name])
-    engine = plain_engine(decoder) if plain else Engine(decoder, 8, 64)
+    engine = Engine(decoder, 8, 64)
+    if plain:
+        engine.stepper = PagedTorch(decoder, engine.blocks.total)
     for request, [completion] in zip(requests(), engine.generate(requests(1, 0.0))):
         ids = list(request.prompt_ids)
         for token in completion.token_ids:
@@ -78,18 +78,16 @@ def test_greedy_equals_generate_of_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("plain", [True, False])
 def test_completions_do_not_depend_on_neighbours_chunks_cache_or_preemption(plain: bool, limits: dict) -> None:
     preempted = 0
-    for seed in range(3):
+    for seed in range(4 if plain else 1):
         work = mixed_requests(seed)
-        alone = [c.token_ids for request in work for c in plain_engine(DECODER).generate([request])[0]]
+        one = plain_engine(DECODER, max_rows=1) if plain else Engine(DECODER, 1, 64)
+        alone = [c.token_ids for request in work for c in one.generate([request])[0]]
         engine = plain_engine(DECODER, **limits) if plain else Engine(DECODER, **{"max_length": 64} | limits)
         assert ids_of(engine.generate(work)) == alone
         cold = engine.stats()
         assert ids_of(engine.generate(work)) == alone
-        assert (
-            engine.stats().cached_tokens > 2 * cold.cached_tokens
-            or "cache_tokens" in limits
-            or limits == {"max_rows": 1}
-        )
+        if limits == {"max_rows": 64}:  # room for all: the second time every whole block is there
+            assert engine.stats().cached_tokens > 2 * cold.cached_tokens
         preempted += engine.stats().preemptions
         assert_all_came_back(engine)
     assert bool(preempted) == ("cache_tokens" in limits)
@@ -170,7 +168,7 @@ def test_events_join_to_what_generate_returns() -> None:
             assert [event.finish for event in mine] == [None] * (len(mine) - 1) + [completion.finish]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(4, 12), st.integers(1, 6))
 def test_abort_at_any_moment_leaks_nothing_and_changes_nobody_else(seed: int, blocks: int, rows: int) -> None:
     draw, work = random.Random(seed), mixed_requests(seed % 5)
@@ -199,9 +197,9 @@ EXPECTED: dict[int, list[list[int]]] = {}
 
 
 def test_first_come_first_served_and_nobody_starves() -> None:
-    engine = plain_engine(DECODER, max_rows=3, cache_tokens=96, token_budget=8)
+    engine = plain_engine(DECODER, max_rows=4, cache_tokens=80, token_budget=8)
     for i in range(12):
-        engine.add(Request([i + 1] * (1 + 17 * (i % 3)), Sampling(max_tokens=4 + i, seed=i)))
+        engine.add(Request([i + 1] * (1 + 17 * (i % 3)), Sampling(max_tokens=18 + i, seed=i)))
     seated: list[int] = []
     while engine.has_work:
         engine.step()
@@ -266,7 +264,7 @@ def test_reported_logprobs_are_the_policys_or_the_models() -> None:
         sampling = Sampling(
             0.5, max_tokens=6, top_logprobs=4, logprobs_of=of, frequency_penalty=1.0, logit_bias={3: 5.0}
         )
-        [[completion]] = plain_engine(DECODER).generate([Request([1, 2, 3], sampling)])
+        [[completion]] = Engine(DECODER, 2, 32).generate([Request([1, 2, 3], sampling)])
         ids = torch.tensor([[1, 2, 3, *completion.token_ids]])
         with torch.no_grad():
             logprobs = (DECODER.logits(DECODER(ids, torch.arange(9)[None]))[0, 2:-1] / divide).log_softmax(-1)
@@ -343,12 +341,3 @@ def test_progress_counts_every_token() -> None:
     told: list[int] = []
     found = plain_engine(DECODER).generate(mixed_requests(1), told.append)
     assert sum(told) == sum(len(ids) for ids in ids_of(found))
-
-
-def test_the_fast_stepper_equals_the_plain_one() -> None:
-    for seed in range(3):
-        work = [replace(r, n=2) for r in mixed_requests(seed)]
-        fast, plain = Engine(DECODER, 5, 64), plain_engine(DECODER)
-        assert not isinstance(fast.stepper, ReferenceStepper) and isinstance(plain.stepper, ReferenceStepper)
-        assert ids_of(fast.generate(work)) == ids_of(plain.generate(work))
-    assert PagedTorch is not None

@@ -8,7 +8,8 @@ from models import EXPERTS, random_decoder
 
 from agartha.core.errors import DataError, WorldError
 from agartha.data.countdown import WORDS
-from agartha.engine.generator import Generator, Sampling
+from agartha.engine.engine import Engine
+from agartha.engine.sampler import Sampling
 from agartha.evaluate.program import read_problems
 from agartha.evaluate.run import evaluate, heldout_tasks, summarise
 from agartha.evaluate.statistics import bootstrap_interval, pass_at_k, wilson_interval
@@ -47,12 +48,12 @@ def test_every_attempt_has_its_record_and_unknown_words_have_none() -> None:
     decoder = random_decoder(EXPERTS | {"vocab_size": 128})
     tasks = [problem([3, 12, 8, 9], 13), problem([300, 2], 6), problem([1, 2], 3)]
     sampling = Sampling(max_tokens=10, seed=3)
-    groups = evaluate(Generator(decoder, 4, 40), tokenizer, Countdown(), tasks, sampling, samples=3)
+    groups = evaluate(Engine(decoder, 4, 40), tokenizer, Countdown(), tasks, sampling, samples=3)
     assert [len(group) for group in groups] == [3, 0, 3]
     assert all(r.reward == 0 and r.tokens <= 10 and r.reason for group in groups for r in group)
     scores = summarise(groups, k=(1, 2))
     assert scores["n"] == 3 and scores["judged"] == 2 and scores["accuracy"] == 0 and scores["pass@2"] == 0
-    forced = evaluate(Generator(decoder, 4, 40), tokenizer, Countdown(), tasks[:1], sampling, forced_prefix="<think>")
+    forced = evaluate(Engine(decoder, 4, 40), tokenizer, Countdown(), tasks[:1], sampling, forced_prefix="<think>")
     assert forced[0][0].completion.startswith("<think>")
 
 

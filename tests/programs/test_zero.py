@@ -39,12 +39,14 @@ def test_report_holds_what_is_promised(run: Path) -> None:
 
 
 def test_model_opens_in_transformers_with_the_same_greedy_answers(run: Path) -> None:
-    from agartha.engine.generator import Generator, Request, Sampling
+    from agartha.engine.engine import Engine
+    from agartha.engine.request import Request
+    from agartha.engine.sampler import Sampling
     from agartha.model.hf_folder import load_model
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
-    ours = Generator(load_model(run / "model"), 4, 64)
+    ours = Engine(load_model(run / "model"), 4, 64)
     for prompt in ("3 12 8 -> 28 :", "5 6 7 11 -> 9 :"):
         ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
         reference = theirs.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :].tolist()

@@ -64,8 +64,9 @@ def test_every_algorithm_learns_to_be_paid(tmp_path: Path, algorithm: str) -> No
     first = sum(n["reward"] for n in numbers[:3]) / 3
     last = sum(n["reward"] for n in numbers[-3:]) / 3
     assert last > 0.85 > 0.6 > first, (first, last)
-    assert max(n["gap"] for n in numbers) < 1e-3  # sampling and training agree in float32
-    assert numbers[-1]["entropy"] < numbers[0]["entropy"]
+    trained = [n for n in numbers if "gap" in n]  # where every attempt is paid there is nothing to learn
+    assert len(trained) > 2 and max(n["gap"] for n in trained) < 1e-3  # sampling and training agree in float32
+    assert trained[-1]["entropy"] < trained[0]["entropy"]
 
 
 def test_faults_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(64), aligned(4), may_alias));
@@ -50,12 +53,55 @@ INLINE void store16(void *base, int64_t i, vec x, int type) {
   *(halves *)((bf16 *)base + i) = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, halves);
 }
 
+INLINE vec splat(float x) { return x - (vec){0}; }
+INLINE vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+
+/* IEEE half precision, as caches and scales have it. */
+INLINE float from_half(uint16_t x) {
+  int32_t magnitude = x & 0x7fff;
+  union { int32_t i; float f; } v = {(magnitude << 13) + (112 << 23)};
+  float f = magnitude < 0x400 ? magnitude * 0x1p-24f : v.f;
+  return x & 0x8000 ? -f : f;
+}
+
+INLINE uint16_t to_half(float x) { /* to nearest even; beyond 65504 it stays there */
+  union { float f; uint32_t u; } v = {x}, least = {0x1p-14f};
+  uint32_t sign = v.u >> 16 & 0x8000, size = v.u & 0x7fffffff;
+  if (size > 0x7f800000) return 0x7e00; /* not a number */
+  if (size >= 0x477fe000) return sign | 0x7bff;
+  if (size >= least.u) return sign | (size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13;
+  union { uint32_t u; float f; } small = {size};
+  small.f += 0.5f; /* its last bit is 2^-24, a step of the smallest halves */
+  return sign | (small.u - 0x3f000000);
+}
+
+INLINE vec load_half16(const uint16_t *x) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x));
+#else
+  ivec bits = __builtin_convertvector(*(const halves *)x, ivec), magnitude = bits & 0x7fff;
+  vec tiny = __builtin_convertvector(magnitude, vec) * 0x1p-24f;
+  vec f = pick(magnitude < 0x400, tiny, (vec)((magnitude << 13) + (112 << 23)));
+  return (vec)((ivec)f | (bits & 0x8000) << 16);
+#endif
+}
+
+INLINE void store_half(uint16_t *to, const float *from, int64_t n) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  __m512 most = _mm512_set1_ps(65504);
+  for (; i + 16 <= n; i += 16) {
+    __m512 x = _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), most), _mm512_min_ps(most, _mm512_loadu_ps(from + i)));
+    _mm256_storeu_si256((__m256i *)(to + i), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+#endif
+  for (; i < n; i++) to[i] = to_half(from[i]);
+}
+
 INLINE const void *at(const void *base, int64_t index, int type) {
   return (const char *)base + index * (type == FLOAT32 ? 4 : 2);
 }
 
-INLINE vec splat(float x) { return x - (vec){0}; }
-INLINE vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 INLINE vec max_vec(vec a, vec b) { return pick(a > b, a, b); }
 INLINE vec min_vec(vec a, vec b) { return pick(a < b, a, b); }
 

@@ -7,9 +7,6 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
 #define GROUPS(in) (((in) + GROUP - 1) / GROUP)
 #define BYTES4 (WIDE * GROUP / 2 + WIDE * 4) /* a group of a block: nibbles, scales, minima */
@@ -69,13 +66,6 @@ void pack_levels(const uint8_t *levels, const half *scale, const half *minimum, 
         }
       }
     }
-}
-
-static float from_half(half x) {
-  int32_t magnitude = x & 0x7fff;
-  union { int32_t i; float f; } v = {(magnitude << 13) + (112 << 23)};
-  float f = magnitude < 0x400 ? magnitude * 0x1p-24f : v.f;
-  return x & 0x8000 ? -f : f;
 }
 
 void unpack_row(const Linear *l, int64_t o, float *to) {
@@ -212,17 +202,6 @@ INLINE ivec dot_fours(ivec acc, ivec w, const int8_t *a) { /* unsigned bytes of 
 #endif
 }
 
-INLINE vec halves16(const half *x) {
-#if defined(__AVX512F__)
-  return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x));
-#else
-  ivec bits = __builtin_convertvector(*(const halves *)x, ivec), magnitude = bits & 0x7fff;
-  vec tiny = __builtin_convertvector(magnitude, vec) * 0x1p-24f;
-  vec f = pick(magnitude < 0x400, tiny, (vec)((magnitude << 13) + (112 << 23)));
-  return (vec)((ivec)f | (bits & 0x8000) << 16);
-#endif
-}
-
 INLINE vec fused(vec a, vec b, vec c) { /* a b + c, in one rounding where there is an instruction */
 #if defined(__AVX512F__)
   return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -243,7 +222,7 @@ INLINE void level_rows(const int R, const int from, const int to, const int type
       for (int i = 0; i < 8; i++)
         if (type == INT8) levels[i] = *(const ivec *)(bytes + i * 64);
         else levels[i] = *(const ivec *)(bytes + i / 2 * 64) >> (i & 1 ? 4 : 0) & 0x0f0f0f0f;
-      vec scale = halves16((const half *)scales), minimum = type == INT4 ? halves16((const half *)(scales + 64)) : splat(0);
+      vec scale = load_half16((const half *)scales), minimum = type == INT4 ? load_half16((const half *)(scales + 64)) : splat(0);
       for (int r = 0; r < R; r++) {
         Rounded row = rounded((const char *)x + r * ldx, groups);
         ivec acc = (ivec){0} + (type == INT8 ? row.offset[g] : 0);

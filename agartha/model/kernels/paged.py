@@ -55,14 +55,15 @@ class PagedPacked:
     """A decoder's weights in the kernels' order, and a cache of `num_blocks` blocks of 16 positions.
 
     Weights that the decoder holds packed are used where they are; others are copied, to be copied again by `load_weights`.
-    dtype: of the cache, and of the weights that are not packed; float32, or bfloat16 if the decoder computes in anything else.
+    dtype: float32, or bfloat16 if the decoder computes in anything else: of weights that are not packed. The cache is float32
+    beside float32, and else half precision.
     Raises: CapacityError when the cache does not fit in memory.
     """
 
     def __init__(self, decoder: Decoder, num_blocks: int, dtype: torch.dtype | None = None):
         self.config, self.num_blocks = decoder.config, num_blocks
         self.kind = FLOAT32 if (dtype or decoder.compute_dtype) == torch.float32 else BFLOAT16
-        kept = np.float32 if self.kind == FLOAT32 else np.uint16
+        kept = np.float32 if self.kind == FLOAT32 else np.float16
         slots = decoder.config.num_hidden_layers * num_blocks * BLOCK
         try:  # zeros of numpy take no memory before they are written
             self.keys, self.values = (

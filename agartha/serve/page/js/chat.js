@@ -180,12 +180,13 @@ export class Chat extends EventTarget {
     for (const run of this.#running.values()) if (run.conversation.id === this.current.id) run.controller.abort();
   }
 
-  async move(node, by) {
+  /** The sibling `by` places on is shown, and returned; null where there is none. */
+  move(node, by) {
     const lane = this.#laneOf(node);
     const shown = step(lane, node, by);
     if (!shown) return null;
     this.#tell("conversation");
-    await this.save();
+    this.save();
     return shown;
   }
 

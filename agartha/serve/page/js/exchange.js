@@ -3,7 +3,6 @@ import { newId, path } from "./tree.js";
 
 const FORMAT = "agartha.conversations";
 const STATES = ["done", "stopped", "failed"];
-const MOST_NODES = 100_000;
 
 export function toJson(conversations) {
   return JSON.stringify({ format: FORMAT, version: 1, conversations }, null, 1);
@@ -67,10 +66,12 @@ function rebuild(given) {
 function rebuildLane(given) {
   const lane = { model: string(given.model), nodes: {}, children: { root: [] }, chosen: {} };
   const pending = [["root", null]];
+  const met = new Set();
   while (pending.length) {
     const [theirs, parent] = pending.pop();
+    if (met.has(theirs)) throw new Error("a message is in two places.");
+    met.add(theirs);
     const ours = parent === null ? "root" : rebuildNode(lane, given.nodes[theirs], parent);
-    if (Object.keys(lane.children).length > MOST_NODES) throw new Error("it has too many messages, or a loop.");
     const children = given.children[theirs] ?? [];
     for (const child of [...children].reverse()) pending.push([child, ours]); // a stack: the last pushed comes first
     if (parent !== null && given.chosen[given.nodes[theirs].parent] === theirs) lane.chosen[parent] = ours;

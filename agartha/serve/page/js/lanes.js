@@ -107,7 +107,7 @@ function laneColumn(chat, lane, index) {
 }
 
 function modelPicker(chat, lane, index) {
-  if (chat.models.length < 2) return h("span.model-name", {}, lane.model || "No model");
+  if (chat.models.length < 2) return h("span.model-name", {}, lane.model || "Connecting…");
   const options = chat.models.map((model) => h("option", { value: model.id, selected: model.id === lane.model }, model.id));
   const label = index ? "Second model" : "Model";
   return h("select", { "aria-label": label, onchange: (event) => chat.setModel(lane, event.target.value) }, ...options);

@@ -61,7 +61,7 @@ shortcuts({
   e: ["Edit the prompt", () => (lanes.focused()?.edit ? lanes.focused() : lanes.last("user"))?.edit()],
   c: ["Copy the message", async () => {
     const view = lanes.focused() ?? lanes.last("reply");
-    const text = view?.element.querySelector(".prose:not([hidden]), .said")?.textContent;
+    const text = view?.element.querySelector(".answer:not([hidden]), .tokens, .said")?.textContent;
     if (text && (await copyText(text))) announce("Copied.");
   }],
   p: ["Token probabilities of the reply", press("Token probabilities", "reply")],

@@ -48,9 +48,10 @@ function editor(chat, node, element, text, opener) {
 }
 
 function branchButtons(chat, node) {
-  const go = (by) => async () => {
-    const shown = await chat.move(node, by);
-    if (shown) document.querySelector(`[data-id="${shown.id}"] .branches button:not(:disabled)`)?.focus();
+  const go = (by) => () => {
+    const held = element.contains(document.activeElement);
+    const shown = chat.move(node, by);
+    if (shown && held) document.querySelector(`[data-id="${shown.id}"] .branches button:not(:disabled)`)?.focus();
   };
   const back = iconButton("arrowLeft", "Previous branch", go(-1));
   const on = iconButton("arrowRight", "Next branch", go(1));
@@ -69,7 +70,7 @@ function branchButtons(chat, node) {
 function replyView(chat, node) {
   const who = h("header.who", {}, h("span.lamp", { "aria-hidden": "true" }), h("span", {}, node.model));
   const thinking = thinkingView();
-  const prose = h("div.prose");
+  const prose = h("div.prose.answer");
   const tokens = tokenView();
   const notice = noticeView(chat, node);
   const branches = branchButtons(chat, node);
@@ -110,7 +111,7 @@ function replyView(chat, node) {
 
 function thinkingView() {
   const title = h("span");
-  const text = h("div.prose");
+  const text = h("div.prose.thoughts");
   const element = h("details.thinking", { hidden: true }, h("summary", {}, title), text);
   let latest = null;
   element.addEventListener("toggle", () => element.open && renderInto(text, latest.thinking));

@@ -51,8 +51,11 @@ function option(id, token, index) {
   const shade = BOUNDS.findIndex((bound) => probability >= bound);
   const selector = `span.token.shade-${shade < 0 ? BOUNDS.length : shade}${token.kind === "thinking" ? ".of-thinking" : ""}`;
   const label = `${spoken(token.text)}, ${percent(token.logprob)}`;
-  return h(selector, { role: "option", id: `token-${id}-${index}`, "data-index": index, "aria-selected": "false", "aria-label": label }, token.text);
+  return h(selector, { role: "option", id: `token-${id}-${index}`, "data-index": index, "aria-selected": "false", "aria-label": label }, shownText(token.text));
 }
+
+// A line break alone, or nothing, would leave no place to point at.
+const shownText = (text) => (text === "" ? "∅" : text.replaceAll("\n", "↵\n"));
 
 function cardOf(token) {
   const others = token.others.some(([text]) => text === token.text) ? token.others : [[token.text, token.logprob], ...token.others];
