@@ -169,22 +169,21 @@ def test_the_exact_prompt_is_shown_as_rendered(chat: ChatPage) -> None:
 def test_sampling_settings_reach_the_server(chat: ChatPage) -> None:
     chat.button("Settings").click()
     values = {"Temperature": "0.7", "Top p": "0.9", "Top k": "40", "Min p": "0.05", "Max tokens": "50", "Seed": "11"}
-    for label, value in (values | {"Thinking budget": "20"}).items():
+    for label, value in values.items():
         chat.page.get_by_label(label, exact=True).fill(value)
     chat.page.get_by_role("textbox", name="Stop", exact=True).fill("END\n\\n\\n")
     chat.ask("/say before END after")
     body = chat.bodies[-1]
-    wanted = {
-        "temperature": 0.7,
-        "top_p": 0.9,
-        "top_k": 40,
-        "min_p": 0.05,
-        "max_tokens": 50,
-        "seed": 11,
-        "thinking_budget": 20,
-    }
+    wanted = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "max_tokens": 50, "seed": 11}
     assert {name: body[name] for name in wanted} == wanted and body["stop"] == ["END", "\n\n"]
     expect(chat.replies.last.locator(".answer")).to_have_text("before")
+
+
+def test_the_thinking_budget_reaches_the_server(chat: ChatPage) -> None:
+    chat.button("Settings").click()
+    chat.page.get_by_label("Thinking budget", exact=True).fill("20")
+    chat.ask("/think hm\n/say yes")
+    assert chat.bodies[-1]["thinking_budget"] == 20
 
 
 def test_the_same_seed_gives_the_same_reply(chat: ChatPage) -> None:
