@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from agartha.core.errors import CheckpointError
 from agartha.model.config import ModelConfig
@@ -58,8 +59,17 @@ def check_depth(where: str, config: ModelConfig, names: Iterable[str], prefix: s
 
 def empty_decoder(config: ModelConfig, compute_dtype: torch.dtype) -> Decoder:
     """A decoder whose weights have shapes but no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoDraws():
         return Decoder(config, compute_dtype)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Weights without memory need no random numbers; to draw them would load 800 modules of torch, 70 MB."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "normal_":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def check(source: Source, placements: Iterable[Placement], state: dict[str, Tensor]) -> None:
