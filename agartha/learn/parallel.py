@@ -7,6 +7,7 @@ Workers are started by `launch` here, or by torchrun, which tells them who they 
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -192,7 +193,8 @@ def _work(
         parallel = join(f"file://{store}", rank, workers, local_device(rank))
         result = function(parallel, *args)
         parallel.close()
-        writer.send(("result", result if rank == 0 else None))
+        # plain pickle: the pipe's own way shares tensors through this process, which is gone when they are read
+        writer.send(("result", pickle.dumps(result if rank == 0 else None)))
     except AgarthaError as error:
         writer.send((type(error).__name__, error.message, error.hint))
     except KeyboardInterrupt:
@@ -232,7 +234,7 @@ def _outcome(process: BaseProcess, reader: Connection) -> Any:
             return CapacityError(f"{process.name} was killed.", hint="memory may have run out: start fewer workers.")
         return RuntimeError(f"{process.name} ended without a word (exit code {process.exitcode}).")
     if kind == "result":
-        return rest[0]
+        return pickle.loads(rest[0])
     if kind == "crash":
         return RuntimeError(f"{process.name} failed:\n{rest[0]}")
     return getattr(errors, kind)(*rest)

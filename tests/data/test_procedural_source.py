@@ -25,7 +25,7 @@ def tokenizer(mixture) -> Tokenizer:
 
 
 def test_its_words_cover_whatever_it_writes_and_little_is_padding(mixture, tokenizer):
-    loader = Loader(mixture, tokenizer, 128, 8, seed=1)
+    loader = Loader(mixture, tokenizer, 512, 8, seed=1)
     unknown = tokenizer.encode("<unk>")[0]
     assert not any((batch.input_ids == unknown).any() for batch in islice(loader, 15))
     assert loader.padding_share < 0.01
