@@ -18,8 +18,9 @@ from torch import Tensor
 from agartha.core.errors import ConfigError, DataError
 from agartha.engine import scheduler
 from agartha.engine.blocks import BLOCK, BlockManager, blocks_for
+from agartha.engine.guide import Guide
 from agartha.engine.request import Completion, Event, Finish, Request, Stats, TopLogprobs
-from agartha.engine.sampler import choose, edit, mix, report
+from agartha.engine.sampler import Sampling, choose, edit, mix, report
 from agartha.engine.scheduler import Plan, Scheduler
 from agartha.engine.steppers import make_paged
 from agartha.model.decoder import Decoder
@@ -34,6 +35,7 @@ class _Own:
 
     request: Request
     top: TopLogprobs | None
+    guide: Guide | None
     drafted: int = 0
     accepted: int = 0
     error: str | None = None
@@ -110,7 +112,8 @@ class Engine:
         self._open[number] = request.n
         self._prompt_tokens += len(prompt)
         for index in range(request.n):
-            own = _Own(request, [] if sampling.top_logprobs else None)
+            guide = request.guide.copy() if request.guide else None
+            own = _Own(request, [] if sampling.top_logprobs else None, guide)
             self.scheduler.add(
                 scheduler.Sequence(
                     number, index, prompt, len(prompt), len(prompt) + sampling.max_tokens, request.tenant, own
@@ -171,6 +174,19 @@ class Engine:
         self.blocks.forget()
         self.stepper.load_weights(self.decoder)
 
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Unit vectors float32 [N, H]: the mean over a text's tokens of their states after the last norm.
+
+        Texts go through one by one, beside the cache. Raises: DataError for an empty or too long one, or a foreign id.
+        """
+        device, found = self.decoder.norm.weight.device, []
+        for prompt in prompts:
+            ids = torch.from_numpy(self._checked(Request(prompt, Sampling(max_tokens=1)), extra=0)).long().to(device)
+            states = self.decoder(ids[None], torch.arange(len(ids), device=device)[None])
+            found.append(torch.nn.functional.normalize(states[0].float().mean(0), dim=0).cpu())
+        return torch.stack(found).numpy()
+
     def stats(self) -> Stats:
         """How full it is and what was done."""
         blocks, plans = self.blocks, self.scheduler
@@ -224,10 +240,24 @@ class Engine:
         plans.known[rows] = place
         stopped = (view.stops == chosen[:, None]).any(1)
         ended = stopped | (place >= view.limit)
+        failed = np.zeros(len(rows), bool)
+        for i in view.special:
+            failed[i] = not self._follows_guide(int(rows[i]), int(chosen[i]), bool(stopped[i]))
+        ended |= failed
         if ended.any():
             self._over += rows[ended].tolist()
-            self._finish[rows[ended]] = np.where(stopped[ended], STOP, LENGTH)
+            self._finish[rows[ended]] = np.where(failed, ERROR, np.where(stopped, STOP, LENGTH))[ended]
         return chosen
+
+    def _follows_guide(self, row: int, token_id: int, is_end: bool) -> bool:
+        """Tell the row's guide, if it has one, what was drawn; False if its grammar cannot go on."""
+        own = self._own(row)
+        if own.guide is None:
+            return True
+        if not is_end and own.guide.error is None:
+            own.guide.accept(token_id)
+        own.error = own.guide.error and f"the grammar cannot go on: {own.guide.error}"
+        return own.error is None
 
     def _look(self, rows: np.ndarray) -> _View:
         if self._view is None or self._view.rows is not rows:
@@ -252,10 +282,13 @@ class Engine:
         return chosen, logprobs
 
     def _edit(self, logits: Tensor, row: int) -> None:
-        plans, sampling = self.scheduler, self._own(row).request.sampling
-        prompt, known = plans.prompt[row], plans.known[row]
-        if sampling.is_edited:
-            edit(logits.numpy(), sampling, plans.ids[row, :prompt], plans.ids[row, prompt:known], None)
+        plans, own = self.scheduler, self._own(row)
+        sampling, prompt, known = own.request.sampling, plans.prompt[row], plans.known[row]
+        mask = own.guide.mask() if own.guide else None
+        if mask is not None and own.guide is not None and own.guide.may_end:
+            mask[[i for i in sampling.stop_ids if i < len(mask)]] = True
+        if sampling.is_edited or mask is not None:
+            edit(logits.numpy(), sampling, plans.ids[row, :prompt], plans.ids[row, prompt:known], mask)
 
     def _take_seats(self) -> None:
         """Settings of the rows that have a new completion."""
@@ -271,7 +304,8 @@ class Engine:
                 self._seeds[row] = mix(np.uint64(sampling.seed % 2**64)) + np.uint64(sequence.index)
             self._settings[row], self._finish[row], self._stops[row] = sampling.settings, 0, -1
             self._stops[row, : len(sampling.stop_ids)] = sampling.stop_ids
-            self._special[row] = sampling.is_edited or sampling.is_reported
+            guided = sequence.private.guide is not None
+            self._special[row] = sampling.is_edited or sampling.is_reported or guided
 
     def _own(self, row: int) -> _Own:
         return self.scheduler.seats[row].private  # type: ignore[union-attr]
@@ -305,9 +339,9 @@ class Engine:
             sequence.cached_tokens or 0, own.drafted, own.accepted, own.error,
         )  # fmt: skip
 
-    def _checked(self, request: Request) -> np.ndarray:
-        """The prompt as int32."""
-        size, wanted = len(request.prompt_ids), request.sampling.max_tokens
+    def _checked(self, request: Request, extra: int | None = None) -> np.ndarray:
+        """The prompt as int32, if it and `extra` tokens (max_tokens if not given) have room."""
+        size, wanted = len(request.prompt_ids), request.sampling.max_tokens if extra is None else extra
         if size == 0:
             raise DataError("the prompt is empty.", hint="give at least one token.")
         if request.n < 1:

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from agartha.engine.guide import Guide
 from agartha.engine.sampler import Sampling
-
-if TYPE_CHECKING:
-    from agartha.engine.guide import Guide
 
 Finish = Literal["stop", "length", "error"]
 TopLogprobs = list[list[tuple[int, float]]]
@@ -23,7 +21,7 @@ class Request:
     n: int = 1
     tenant: str = ""
     """Cached prompts are shared only within a tenant."""
-    guide: "Guide | None" = None
+    guide: Guide | None = None
     """What the reply must look like; each completion gets a copy of its own."""
 
 

@@ -77,4 +77,4 @@ def make_guide(served: Served, form: Constraint | None, starts_thinking: bool, t
         raise invalid(str(error), form.field if form else None, "invalid_grammar") from error
     except ImportError as error:
         raise APIError(501, "grammars need llguidance, which is not installed.", "not_installed") from error
-    return Guide(grammar, Thinking(*think, starts_thinking, thinking_budget) if think else None)
+    return Guide(served.tokenizer, grammar, Thinking(*think, starts_thinking, thinking_budget) if think else None)
