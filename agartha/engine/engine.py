@@ -284,7 +284,7 @@ class Engine:
     def _edit(self, logits: Tensor, row: int) -> None:
         plans, own = self.scheduler, self._own(row)
         sampling, prompt, known = own.request.sampling, plans.prompt[row], plans.known[row]
-        mask = own.guide.mask() if own.guide else None
+        mask = own.guide.mask(logits.numpy()) if own.guide else None
         if mask is not None and own.guide is not None and own.guide.may_end:
             mask[[i for i in sampling.stop_ids if i < len(mask)]] = True
         if sampling.is_edited or mask is not None:

@@ -107,8 +107,8 @@ class Guide:
         """One at the beginning, for another completion."""
         return Guide(self.tokenizer, self.grammar, self.thinking)
 
-    def mask(self) -> np.ndarray | None:
-        """Which ids may come next, bools [vocabulary]; None for all."""
+    def mask(self, logits: np.ndarray) -> np.ndarray | None:
+        """Which ids may come next, bools [vocabulary]; None for all. Where its likeliest word is to think, a model may."""
         if self._is_thinking and not self._forced and self._budget_is_spent():
             assert self.thinking is not None
             self._forced.extend(self.tokenizer.encode(self.thinking.closed_by))
@@ -121,8 +121,8 @@ class Guide:
         if self._matcher.is_error():
             self.error = _short(self._matcher.get_error())
             return None
-        if self._may_open and len(opening := self._opening()) == 1:
-            allowed[opening[0]] = True
+        if self._may_open and self._opening() == [int(logits.argmax())]:
+            allowed[self._opening()] = True
         return allowed
 
     @property

@@ -43,7 +43,7 @@ async def chat_job(hub: Hub, served: Served, body: Chat, tenant: str) -> Job:
     size, wanted = len(prompt.token_ids), body.max_completion_tokens or body.max_tokens
     how = sampling(served, body, size, wanted, body.top_logprobs or 0)
     guide = await asyncio.to_thread(
-        make_guide, served, _form(body, prompt.format), prompt.starts_thinking, _budget(body)
+        make_guide, served, _form(served, body, prompt.format), prompt.starts_thinking, _budget(body)
     )
     return Job(
         served,
@@ -109,7 +109,7 @@ def _budget(body: Chat) -> int | None:
     return body.thinking_budget if body.thinking_budget is not None else EFFORT.get(body.reasoning_effort or "")
 
 
-def _form(body: Chat, form: ReplyFormat) -> Constraint | None:
+def _form(served: Served, body: Chat, form: ReplyFormat) -> Constraint | None:
     asked = constraint(body)
     if body.tool_choice in (None, "none", "auto") or form.tools is None:
         return asked
@@ -117,7 +117,7 @@ def _form(body: Chat, form: ReplyFormat) -> Constraint | None:
         raise invalid(f"tool_choice demands a call and {asked.field} another form.", "tool_choice")
     tools = chosen_tools(body, [_offered(tool.model_dump(exclude_none=True)) for tool in body.tools or ()])
     many = body.tool_choice == "required" and body.parallel_tool_calls is not False
-    return Constraint("lark", call_grammar(form, tools, many), "tools")
+    return Constraint("lark", call_grammar(form, tools, many, served.tokenizer.has_token), "tools")
 
 
 def _check(body: Chat) -> None:

@@ -5,7 +5,7 @@ form, and calls and results in the history as Hermes writes them; `/v1/chat/comp
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from agartha.serve.errors import unsupported
@@ -28,6 +28,7 @@ INSTRUCTION = (
 )
 RESULT = "<tool_response>\n{}\n</tool_response>"
 EVERY_SCHEMA: dict[str, Any] = {"type": "object"}
+ON_ONE_LINE = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}  # no room to write spaces for ever
 
 
 def write_out(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -62,10 +63,16 @@ def _text(content: Any) -> str:
     return content or ""
 
 
-def call_grammar(form: ReplyFormat, tools: Sequence[dict[str, Any]], many: bool) -> str:
-    """Lark, as llguidance reads it: one call of one of these tools, or several, in the model's own writing."""
+def call_grammar(
+    form: ReplyFormat, tools: Sequence[dict[str, Any]], many: bool, has_token: Callable[[str], bool]
+) -> str:
+    """Lark, as llguidance reads it: one call of one of these tools, or several, in the model's own writing.
+
+    has_token: whether a tag is a token of its own; such a one is no text to llguidance, and stands there without quotes.
+    """
     assert form.tools is not None
-    rules = [_rule(form.tools, i, tool["function"]) for i, tool in enumerate(tools)]
+    tags = [tag if has_token(tag) else _quoted(tag) for tag in (HERMES_OPEN, HERMES_CLOSE)]
+    rules = [_rule(form.tools, i, tool["function"], tags) for i, tool in enumerate(tools)]
     calls = " | ".join(f"call_{i}" for i in range(len(tools)))
     before, between, after = _around(form.tools)
     more = f" ({between} call)*" if many and form.tools != "llama" else ""
@@ -78,7 +85,7 @@ def _around(style: ToolStyle) -> tuple[str, str, str]:
     return "", _quoted("\n"), ""
 
 
-def _rule(style: ToolStyle, number: int, function: dict[str, Any]) -> str:
+def _rule(style: ToolStyle, number: int, function: dict[str, Any], hermes: Sequence[str]) -> str:
     name, schema = function["name"], function.get("parameters") or EVERY_SCHEMA
     if style == "deepseek":
         name, fence = _quoted(f"{name}\n```json\n"), _quoted("\n```")
@@ -86,13 +93,14 @@ def _rule(style: ToolStyle, number: int, function: dict[str, Any]) -> str:
         return f"call_{number}: {opened} %json {json.dumps(schema)} {fence} {DEEPSEEK_CLOSE}"
     key = "parameters" if style == "llama" else "arguments"
     whole = {"type": "object", "properties": {"name": {"const": name}, key: schema}, "required": ["name", key],
-             "additionalProperties": False}  # fmt: skip
+             "additionalProperties": False, "x-guidance": ON_ONE_LINE}  # fmt: skip
     if "$defs" in schema or "definitions" in schema:
         whole |= _hoisted(whole, schema, key)
     written = f"%json {json.dumps(whole)}"
     if style == "llama":
         return f"call_{number}: {written}"
-    return f"call_{number}: {_quoted(HERMES_OPEN + chr(10))} {written} {_quoted(chr(10) + HERMES_CLOSE)}"
+    newline = _quoted("\n")
+    return f"call_{number}: {hermes[0]} {newline} {written} {newline} {hermes[1]}"
 
 
 def _hoisted(whole: dict[str, Any], schema: dict[str, Any], key: str) -> dict[str, Any]:

@@ -137,6 +137,10 @@ class Tokenizer:
                 hint="load the tokenizer that is saved beside the model.",
             )
 
+    def has_token(self, text: str) -> bool:
+        """Whether these characters are one token."""
+        return self.backend.token_to_id(text) is not None
+
     def digest(self) -> str:
         return digest(self.backend.to_str().encode() + tokenizers.__version__.split(".")[0].encode())
 
