@@ -7,10 +7,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from agartha.core.errors import AgarthaError, BudgetReached, ConfigError, Interrupted
 
+
+class _Stopped(Exception):
+    """An `Interrupted` on its way through Typer, which would take it for a bare Ctrl-C and drop what it says."""
+
+
+class _Verbs(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Interrupted as error:
+            raise _Stopped from error
+
+
 app = typer.Typer(
+    cls=_Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -273,9 +288,11 @@ def command() -> list[str]:
 def main() -> None:
     """Entry point: errors of ours become a message and an exit code, never a traceback."""
     try:
-        app(standalone_mode=False)
-    except Interrupted as error:
-        _fail(error, 130)
+        if code := app(standalone_mode=False):  # of a Typer that answers Ctrl-C by itself
+            sys.exit(code)
+    except _Stopped as stop:
+        assert isinstance(stop.__cause__, Interrupted)
+        _fail(stop.__cause__, 130)
     except BudgetReached as error:
         _fail(error, 3)
     except ConfigError as error:

@@ -92,12 +92,22 @@ def open_loader(
 
 
 def build_decoder(config: PretrainConfig, tokenizer: Tokenizer) -> Decoder:
-    """Random weights of the wanted shape, or the weights to go on from."""
+    """Random weights of the wanted shape, or the weights to go on from.
+
+    Raises: ConfigError if a document as long as a row would not fit into the model's positions.
+    """
     if config.start_from is not None:
         decoder = load_model(Path(config.start_from))
         tokenizer.check_model(decoder.config.vocab_size)
-        return decoder
-    return Decoder(fit_to(config.model, tokenizer))
+    else:
+        decoder = Decoder(fit_to(config.model, tokenizer))
+    longest = decoder.config.max_position_embeddings
+    if config.data.row_length > longest:
+        raise ConfigError(
+            f"data.row_length={config.data.row_length} exceeds the model's max_position_embeddings={longest}.",
+            hint="shorten the rows, or give the model more positions.",
+        )
+    return decoder
 
 
 def fit_to(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
