@@ -9,7 +9,6 @@ being sent back when blocks ran out, nor on drafts. Not thread-safe: one thread 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from agartha.engine.guide import Guide
 from agartha.engine.request import Completion, Event, Finish, Request, Stats, TopLogprobs
 from agartha.engine.sampler import Sampling, choose, edit, mix, report
 from agartha.engine.scheduler import Plan, Scheduler
+from agartha.engine.speculative import Draft, make_drafter
 from agartha.engine.steppers import make_paged
 from agartha.model.decoder import Decoder
 
@@ -69,7 +69,7 @@ class Engine:
         max_length: int = 1024,
         cache_tokens: int | None = None,
         token_budget: int = 2048,
-        draft: Literal["mtp", "lookup"] | None = None,
+        draft: Draft | None = None,
     ):
         if max_rows < 1 or max_length < 1 or (cache_tokens is not None and cache_tokens < 1):
             raise ConfigError(
@@ -89,12 +89,14 @@ class Engine:
         )
         self.stepper = make_paged(decoder, self.blocks.total)
         self.scheduler = Scheduler(max_rows, self.max_length + BLOCK, self.blocks, token_budget)
+        self.drafter = make_drafter(draft, decoder, max_rows)
         self._numbers, self._open = count(), {}
         self._settings, self._seeds = np.zeros((max_rows, 4)), np.zeros(max_rows, np.uint64)
         self._stops = np.full((max_rows, 1), -1, np.int64)
         self._view: _View | None = None
         self._over: list[int] = []
-        self._special, self._finish = np.zeros(max_rows, bool), np.zeros(max_rows, np.int8)
+        self._special, self._guided = np.zeros((2, max_rows), bool)
+        self._finish = np.zeros(max_rows, np.int8)
         self._steps = self._prompt_tokens = self._cached_tokens = self._generated = self._drafted = self._accepted = 0
 
     @property
@@ -198,17 +200,41 @@ class Engine:
     @torch.no_grad()
     def _advance(self) -> tuple[np.ndarray, np.ndarray]:
         """One step: rows [K], and how many new tokens each has [K]."""
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(self._guesses())
         self._take_seats()
         if plan.copies:
             self.stepper.copy_blocks(plan.copies)
         arrays = (plan.token_ids, plan.positions, plan.token_rows, self.blocks.tables, plan.wanted)
-        logits = self.stepper.step(*map(torch.from_numpy, arrays))
+        asked, states = map(torch.from_numpy, arrays), None
+        if self.drafter is not None and self.drafter.needs_states:
+            states, logits = self.stepper.step_with_states(*asked)
+        else:
+            logits = self.stepper.step(*asked)
         taken = self._draw(plan, logits)
         self.scheduler.advance(plan, taken)
+        if self.drafter is not None:
+            self._note_drafts(plan, taken, states)
         self._steps += 1
         self._generated += int(taken.sum())
         return plan.rows, taken
+
+    def _guesses(self) -> np.ndarray | None:
+        """How many tokens are guessed for each row; rows with a guide, whose next words hang on the last, have none."""
+        plans, counts = self.scheduler, np.zeros(self.max_rows, np.int64)
+        rows = np.flatnonzero((plans.known - plans.computed == 1) & ~self._guided)
+        if self.drafter is None or not len(rows):
+            return None
+        counts[rows] = self.drafter.guess(plans, rows)
+        return counts if counts.any() else None
+
+    def _note_drafts(self, plan: Plan, taken: np.ndarray, states: Tensor | None) -> None:
+        assert self.drafter is not None
+        self.drafter.learn(plan, taken, states)
+        for i in np.flatnonzero(plan.wants > 1).tolist():
+            own = self._own(int(plan.rows[i]))
+            tried, kept = int(plan.wants[i]) - 1, int(taken[i]) - 1
+            own.drafted, own.accepted = own.drafted + tried, own.accepted + kept
+            self._drafted, self._accepted = self._drafted + tried, self._accepted + kept
 
     def _draw(self, plan: Plan, logits: Tensor) -> np.ndarray:
         """Tokens for every row that wants them, how many each [K].
@@ -304,8 +330,10 @@ class Engine:
                 self._seeds[row] = mix(np.uint64(sampling.seed % 2**64)) + np.uint64(sequence.index)
             self._settings[row], self._finish[row], self._stops[row] = sampling.settings, 0, -1
             self._stops[row, : len(sampling.stop_ids)] = sampling.stop_ids
-            guided = sequence.private.guide is not None
-            self._special[row] = sampling.is_edited or sampling.is_reported or guided
+            self._guided[row] = sequence.private.guide is not None
+            self._special[row] = sampling.is_edited or sampling.is_reported or self._guided[row]
+            if self.drafter is not None:
+                self.drafter.forget(row)
 
     def _own(self, row: int) -> _Own:
         return self.scheduler.seats[row].private  # type: ignore[union-attr]

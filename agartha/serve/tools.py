@@ -28,7 +28,11 @@ INSTRUCTION = (
 )
 RESULT = "<tool_response>\n{}\n</tool_response>"
 EVERY_SCHEMA: dict[str, Any] = {"type": "object"}
-ON_ONE_LINE = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}  # no room to write spaces for ever
+ON_ONE_LINE = {
+    "whitespace_flexible": False,
+    "key_separator": ": ",
+    "item_separator": ", ",
+}  # no room to write spaces for ever
 
 
 def write_out(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from models import EXPERTS, LATENT, SHAPES, random_decoder, some_tokens
 from agartha.model import kernels, ops
 from agartha.model.cache import SlabCache
 from agartha.model.decoder import Decoder, shift_targets
-from agartha.model.kernels.decode import PackedDecoder
 from agartha.model.moe import sequence_balance_loss, sort_by_expert
 
 needs_compiler = pytest.mark.skipif(not kernels.available(), reason="no compiler here")
@@ -25,28 +24,6 @@ def test_decoding_step_by_step_equals_the_full_forward(name: str) -> None:
     chunks = [(0, 7), (7, 12)] + [(t, t + 1) for t in range(12, 24)]  # prefill, a further chunk, then absorbed steps
     parts = [decoder.logits(decoder(ids[:, a:b], positions[:, a:b], cache=cache)) for a, b in chunks]
     assert (torch.cat(parts, 1) - full).abs().max() < 2e-5
-
-
-@pytest.mark.parametrize("name", SHAPES)
-@needs_compiler
-@torch.no_grad()
-def test_packed_decoder_equals_the_decoder(name: str) -> None:
-    decoder = random_decoder(SHAPES[name])
-    ids, positions = some_tokens(3, 24)
-    full = decoder.logits(decoder(ids, positions))
-    if (
-        decoder.config.n_routed_experts
-        and decoder.config.scoring_func == "softmax"
-        and not PackedDecoder.usable(decoder)
-    ):
-        return  # the kernels route by sigmoid; the engine then runs the plain form, tested above
-    packed, rows = PackedDecoder(decoder, 6, 32, torch.float32), torch.tensor([5, 1, 3])
-    first = packed.step(ids[:, :9].flatten(), rows.repeat_interleave(9), positions[:, :9].flatten()).view(3, 9, -1)
-    assert (first - full[:, :9]).abs().max() < 2e-5
-    packed.copy(5, [0, 2], 9)
-    rows = torch.tensor([0, 1, 3])
-    for t in range(9, 24):
-        assert (packed.step(ids[:, t], rows, positions[:, t]) - full[:, t]).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("kernel", [pytest.param(True, marks=needs_compiler), False])

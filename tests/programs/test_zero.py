@@ -14,7 +14,8 @@ def run(agartha: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "zero"
     shape = [f"pretrain.model.{name}={value}" for name, value in SMALL_MODEL.items()]
     done = agartha(
-        "zero", "seed=1", "pretrain.tokens=20000", "pretrain.data.row_length=256", "rl.steps=2", "rl.prompts_per_step=4", "rl.sampling.max_tokens=32",
+        "zero", "seed=1", "pretrain.tokens=20000", "pretrain.data.row_length=256",
+        "rl.steps=2", "rl.prompts_per_step=4", "rl.sampling.max_tokens=32",
         "heldout.problems=12", "heldout.max_tokens=40", "rl.gap_limit=1.0", *shape, "--folder", folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

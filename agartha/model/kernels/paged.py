@@ -114,9 +114,13 @@ class PagedPacked:
 
     def step(self, token_ids: Tensor, positions: Tensor, rows: Tensor, tables: Tensor, wanted: Tensor) -> Tensor:
         """As `states`, and on to logits [W, V] float32."""
-        return self._run(token_ids, positions, rows, tables, wanted, torch.empty(len(wanted), self.config.vocab_size))[
-            1
-        ]
+        return self.step_with_states(token_ids, positions, rows, tables, wanted)[1]
+
+    def step_with_states(
+        self, token_ids: Tensor, positions: Tensor, rows: Tensor, tables: Tensor, wanted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Both: states [W, H], logits [W, V]."""
+        return self._run(token_ids, positions, rows, tables, wanted, torch.empty(len(wanted), self.config.vocab_size))
 
     def states(self, token_ids: Tensor, positions: Tensor, rows: Tensor, tables: Tensor, wanted: Tensor) -> Tensor:
         """token_ids, positions, rows [S], tables [R, M], wanted [W] -> states of tokens `wanted` after the last norm [W, H].
