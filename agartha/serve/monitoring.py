@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from agartha.serve.bodies import FAILURES
@@ -43,7 +43,7 @@ async def health(request: Request) -> Response:
     raise APIError(503, why, "unhealthy")
 
 
-@router.get("/metrics", responses=FAILURES)
+@router.get("/metrics", response_class=PlainTextResponse, responses=FAILURES)
 async def metrics(request: Request) -> Response:
     """Prometheus' text form. An engine that is busy for long shows the numbers it gave last."""
     hub = hub_of(request)
