@@ -137,7 +137,7 @@ class Author:
         self.write("|", *numbers)
         wanted = self.want(numbers[1], target)
         self.write(numbers[0])
-        last = self.check(numbers, wanted, target)
+        last = self.check((numbers[0], numbers[1]), wanted, target)
         if last is None:
             self.write("no")
         return last

@@ -217,9 +217,11 @@ class PagedPacked:
 
     def _linear(self, module: torch.nn.Module) -> Linear:
         bias = getattr(module, "bias", None)
-        packed = module.matrix if isinstance(module, PackedLinear) else None
-        weight = module.weight
-        return self._record(packed or Matrix.of(weight, self.kind), None if bias is None else self._keep(bias))
+        matrix = module.matrix if isinstance(module, PackedLinear) else None
+        if matrix is None:
+            assert isinstance(module.weight, Tensor)
+            matrix = Matrix.of(module.weight, self.kind)
+        return self._record(matrix, None if bias is None else self._keep(bias))
 
     def _stack(self, stack: Tensor) -> ctypes.Array:
         return (Linear * len(stack))(*(self._record(Matrix.of(matrix, self.kind)) for matrix in stack))
