@@ -132,6 +132,11 @@ STATUSES = {
 FAILURES: dict[int | str, dict[str, Any]] = {status: {"description": why} | _FAILS for status, why in STATUSES.items()}
 
 
+STREAMED: dict[int | str, dict[str, Any]] = FAILURES | {
+    200: {"description": "One object, or its pieces with `stream`.", "content": {"text/event-stream": {}}}
+}
+
+
 def takes(kind: type[Body]) -> dict[str, Any]:
     """For a route's `openapi_extra`."""
     schema = {"$ref": REFERENCE.format(model=kind.__name__)}

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from agartha.serve.bodies import FAILURES, read, takes
+from agartha.serve.bodies import FAILURES, STREAMED, read, takes
 from agartha.serve.encoding import Answer
 from agartha.serve.generation import Delta, Job, Reply, new_id, now, run, run_all, submit
 from agartha.serve.hub import hub_of, ignored_header, tenant_of
@@ -20,7 +20,7 @@ from agartha.text.reply import Content, Piece, Thinking, ToolCallArguments, Tool
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", responses=FAILURES, openapi_extra=takes(Chat))
+@router.post("/v1/chat/completions", responses=STREAMED, openapi_extra=takes(Chat))
 async def chat_completions(request: Request) -> Response:
     """Go on with a conversation."""
     body, hub = await read(request, Chat), hub_of(request)

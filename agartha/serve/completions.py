@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from agartha.engine import request as engine
-from agartha.serve.bodies import FAILURES, read, takes
+from agartha.serve.bodies import STREAMED, read, takes
 from agartha.serve.chat_completions import usage_of
 from agartha.serve.constraint import constraint, make_guide
 from agartha.serve.encoding import Answer
@@ -28,7 +28,7 @@ router = APIRouter()
 MOST_PROMPTS, DEFAULT_TOKENS = 128, 16  # OpenAI's default for max_tokens
 
 
-@router.post("/v1/completions", responses=FAILURES, openapi_extra=takes(Completion))
+@router.post("/v1/completions", responses=STREAMED, openapi_extra=takes(Completion))
 async def completions(request: Request) -> Response:
     """Go on with a text."""
     body, hub = await read(request, Completion), hub_of(request)

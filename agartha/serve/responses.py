@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from agartha.serve.bodies import FAILURES, checked, read, takes
+from agartha.serve.bodies import STREAMED, checked, read, takes
 from agartha.serve.encoding import Answer
 from agartha.serve.errors import as_api_error
 from agartha.serve.generation import Delta, Job, Reply, new_id, now, run, submit
@@ -25,7 +25,7 @@ DELTA = {"reasoning": "response.reasoning_text.delta", "message": "response.outp
          "function_call": "response.function_call_arguments.delta"}  # fmt: skip
 
 
-@router.post("/v1/responses", responses=FAILURES, openapi_extra=takes(Responses))
+@router.post("/v1/responses", responses=STREAMED, openapi_extra=takes(Responses))
 async def responses(request: Request) -> Response:
     """Go on with a conversation of items."""
     body, hub = await read(request, Responses), hub_of(request)

@@ -135,7 +135,7 @@ class Process:
 
         thread = threading.Thread(target=read)
         thread.start()
-        time.sleep(0.4)
+        wait_for(lambda: len(got) > 4)  # it runs: a signal before that would find nothing to finish
         return thread, got
 
 
@@ -177,7 +177,7 @@ def test_a_second_signal_ends_at_once() -> None:
 
 
 def wait_for(claim) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while not claim():
         assert time.monotonic() < deadline
         time.sleep(0.01)
