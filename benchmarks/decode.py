@@ -36,7 +36,7 @@ torch.ones(64, 64) @ torch.ones(64, 64)
 before = peak()
 engine = Engine(load(sys.argv[1]).decoder, max_rows=1, max_length=1024)
 engine.generate([Request(list(range(100, 612)), Sampling(0.0, max_tokens=32))])
-print(before, peak())
+print(before, peak(), engine.stepper.cache_bytes)
 """
 
 
@@ -55,7 +55,9 @@ class LlamaCpp:
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.batch = llama_cpp.llama_batch_init(512, 0, 1)
 
-    def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
+    def generate(self, prompts: list[list[int]], new: int, seen: list[np.ndarray] | None = None) -> list[list[int]]:
+        """seen: where the logits of each choice are kept."""
+        self.seen = seen
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
         found: list[list[int]] = [[] for _ in prompts]
         work = [(row, at, token, at + 1 == len(ids)) for row, ids in enumerate(prompts) for at, token in enumerate(ids)]
@@ -73,6 +75,8 @@ class LlamaCpp:
             batch.seq_id[i][0], batch.logits[i] = row, is_wanted
         assert llama_cpp.llama_decode(self.context, batch) == 0, "llama.cpp could not decode"
         wanted = [(i, row) for i, (row, *_, is_wanted) in enumerate(work) if is_wanted]
+        if self.seen is not None:
+            self.seen += [self._logits(i).copy() for i, _ in wanted]
         return [(row, int(self._logits(i).argmax())) for i, row in wanted]
 
     def _logits(self, i: int) -> np.ndarray:
@@ -136,9 +140,10 @@ def _first_token(engine: Engine, prompts: list[list[int]], options, facts: dict)
 
 def _memory(options, facts: dict) -> None:
     command = [sys.executable, "-c", MEMORY, str(options.model), str(CORES)]
-    before, peak = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    before, peak, cache = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     size = options.model.stat().st_size
-    tell("memory", options, file=size, interpreter=before, peak=peak, over_file=(peak - before) / size, **facts)
+    share = (peak - before - cache) / size
+    tell("memory", options, file=size, interpreter=before, peak=peak, cache=cache, over_file=share, **facts)
 
 
 def _version() -> str:

@@ -33,6 +33,11 @@ class PagedTorch:
         except (RuntimeError, MemoryError) as error:
             raise CapacityError(f"no memory for a cache of shape {shape}", hint="ask for fewer blocks") from error
 
+    @property
+    def cache_bytes(self) -> int:
+        """What the cache takes."""
+        return self.blocks.nbytes
+
     def load_weights(self, decoder: Decoder) -> None:
         """Nothing to do: the decoder's own weights are used."""
         self.decoder = decoder

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from agartha.core.errors import CapacityError
+from agartha.model.adapters import Stack
 from agartha.model.attention import GroupedQueryAttention, LatentAttention
 from agartha.model.config import ModelConfig
 from agartha.model.decoder import Block, Decoder
 from agartha.model.kernels.build import library
 from agartha.model.kernels.linear import BFLOAT16, FLOAT, FLOAT32, INT, POINTER, Linear, Matrix, kernels, pointer
 from agartha.model.layers import MLP
+from agartha.model.layers import Linear as DenseLinear
 from agartha.model.moe import MoE
 from agartha.model.quantised import PackedLinear
 
@@ -75,15 +77,22 @@ class PagedPacked:
         self.work = torch.empty(0, dtype=torch.uint8)
         self.load_weights(decoder)
 
+    @property
+    def cache_bytes(self) -> int:
+        """What the cache takes once all of it was written."""
+        return self.keys.nbytes + self.values.nbytes
+
     @staticmethod
     def usable(decoder: Decoder) -> bool:
-        """Whether the kernels can run this decoder here. Quantised weights met by float32 are exact only in the plain form."""
+        """Whether the kernels can run this decoder here. Quantised weights met by float32 are exact only in the plain form,
+        and an adapter beside packed weights, or one of several, cannot be multiplied in."""
         config = decoder.config
         width = (config.kv_lora_rank or 0) if config.uses_latent_attention else config.attention_head_dim
         exact = decoder.compute_dtype == torch.float32
         rounds = exact and any(m.matrix is not None and m.matrix.kind > BFLOAT16 for m in _packed(decoder))
         on_cpu = decoder.norm.weight.device.type == "cpu"
-        return on_cpu and width % 16 == 0 and not rounds and library() is not None
+        adapted = any(isinstance(m, Stack) or (isinstance(m, PackedLinear) and m.lora) for m in decoder.modules())
+        return on_cpu and width % 16 == 0 and not rounds and not adapted and library() is not None
 
     @torch.no_grad()
     def load_weights(self, decoder: Decoder) -> None:
@@ -219,8 +228,9 @@ class PagedPacked:
         bias = getattr(module, "bias", None)
         matrix = module.matrix if isinstance(module, PackedLinear) else None
         if matrix is None:
-            assert isinstance(module.weight, Tensor)
-            matrix = Matrix.of(module.weight, self.kind)
+            weight = module.whole_weight if isinstance(module, DenseLinear) else module.weight
+            assert isinstance(weight, Tensor)
+            matrix = Matrix.of(weight, self.kind)
         return self._record(matrix, None if bias is None else self._keep(bias))
 
     def _stack(self, stack: Tensor) -> ctypes.Array:
