@@ -35,7 +35,7 @@ class EndpointConfig(Config):
     """What the endpoint calls the limit of an answer."""
     send_seed: bool = True
     """Whether requests carry a seed; some endpoints refuse one."""
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = Field(default={})
     """More fields of the request's body, such as reasoning_effort."""
     allow_model_change: bool = False
     """Whether to go on when answers come from another model or build of it than the first one did."""
