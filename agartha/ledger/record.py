@@ -131,8 +131,8 @@ class Run:
         return self._before.seconds + time.monotonic() - self._began
 
     def dollars(self) -> float | None:
-        """Dollars spent so far by the rate card; None if it states no price for the device."""
-        return self._before.plus(self.price(time.monotonic() - self._began, None)).dollars
+        """Dollars spent so far by the rate card, and fees; None if there are none and no price is stated for the device."""
+        return self._before.plus(self._spent(None)).dollars
 
     def check_budget(self) -> None:
         """Raises: BudgetReached once the minutes or dollars of the budget are spent."""
@@ -146,7 +146,7 @@ class Run:
         """Write the record as it stands. Raises: CapacityError if the disk is full; the last record then stands."""
         if self._stage is not None:
             self._stage.settle()
-        spent = self.price(time.monotonic() - self._began, self._meter.joules())
+        spent = self._spent(self._meter.joules())
         for stage in self.entry.stages:
             if stage.attempt == self._number:
                 spent.tokens += stage.tokens
@@ -176,6 +176,12 @@ class Run:
             dollars=device_seconds / 3600 * rate.dollars_per_hour if self._rate else None,
         )
 
+    def _spent(self, joules: float | None) -> Costs:
+        """Time, energy and money of this attempt."""
+        fees = [s.fees for s in self.entry.stages if s.attempt == self._number and s.fees is not None]
+        paid = Costs(dollars=sum(fees), fees=sum(fees)) if fees else Costs()
+        return self.price(time.monotonic() - self._began, joules).plus(paid)
+
     def measure_joules(self) -> float | None:
         return self._meter.joules()
 
@@ -199,11 +205,16 @@ class StageCounter:
         self._since = time.monotonic()
         self._joules_since = run.measure_joules()
 
-    def add(self, tokens: int = 0, model_flops: float = 0.0, hardware_flops: float = 0.0) -> None:
-        """Count work done, at best after each step."""
+    def add(
+        self, tokens: int = 0, model_flops: float = 0.0, hardware_flops: float = 0.0, fees: float | None = None
+    ) -> None:
+        """Count work done, at best after each step. fees: dollars that others ask for their part of it."""
         self._stage.tokens += int(tokens)
         self._stage.model_flops += float(model_flops)
         self._stage.hardware_flops += float(hardware_flops)
+        if fees is not None:
+            self._stage.fees = (self._stage.fees or 0.0) + fees
+            self._stage.dollars = (self._stage.dollars or 0.0) + fees
         self._run.flush_sometimes()
 
     def settle(self) -> None:

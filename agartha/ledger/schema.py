@@ -47,6 +47,8 @@ class Costs(Entry):
     hardware_flops: float = 0.0
     joules: float | None = None
     dollars: float | None = None
+    fees: float | None = None
+    """Of the dollars, those that others asked for their work, such as the endpoint of a teacher."""
 
     def plus(self, other: "Costs") -> "Costs":
         """The sum; a cost unknown on one side counts as nothing, unknown on both it stays unknown."""

@@ -65,6 +65,30 @@ def test_a_finished_run_tells_what_it_was_and_what_it_cost(tmp_path: Path) -> No
     assert entry.peak_memory_bytes > 2**20 and entry.machine.cores >= 1 and entry.machine.cpu and entry.code.package
 
 
+def test_fees_are_part_of_the_dollars_and_of_the_budget(tmp_path: Path) -> None:
+    for attempt in (1, 2):
+        with record(tmp_path, "trial", "t", {}, rate_card=CARD) as run:
+            run.set_device("cpu")
+            with run.stage("teach") as stage:
+                stage.add(tokens=1, fees=20.0)
+                stage.add(tokens=1, fees=5.5)
+            assert run.dollars() == pytest.approx(25.5 * attempt + run.seconds(), abs=0.1)
+    entry = read_record(tmp_path)
+    assert [(s.fees, s.tokens) for s in entry.stages] == [(25.5, 2), (25.5, 2)] and entry.totals.fees == 51
+    assert entry.totals.dollars == pytest.approx(51 + entry.totals.seconds)
+    assert entry.stages[0].dollars == pytest.approx(25.5 + entry.stages[0].seconds)
+    assert total_costs([entry, entry]).fees == 102
+    with (
+        pytest.raises(BudgetReached, match="dollars spent"),
+        record(tmp_path / "b", "trial", "t", {}, rate_card=CARD, budget=BudgetConfig(dollars=30)) as run,
+        run.stage("teach") as stage,
+    ):
+        stage.add(fees=29.0)
+        run.check_budget()
+        stage.add(fees=1.0)
+        run.check_budget()
+
+
 def test_energy_is_measured_or_stated_or_unknown_and_says_which(tmp_path: Path) -> None:
     with record(tmp_path / "a", "trial", "t", {}, rate_card=CARD) as run:
         run.set_device("cpu")
