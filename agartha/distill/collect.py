@@ -31,7 +31,7 @@ from agartha.worlds.world import World
 ALONE = Parallel()
 FILE, STAGE = "traces.parquet", "traces"
 ASKED = ("world", "levels", "tasks", "attempts", "per_task", "stop_early", "evenness", "licence")
-HOW = ("world", "seed", "system", "temperature", "top_p", "max_tokens")
+HOW = ("world", "seed", "system", "examples", "temperature", "top_p", "max_tokens")
 RULE = "reward 1 and not cut off; one of those that differ in white space only; see agartha/distill/traces.py: select"
 
 
@@ -61,7 +61,7 @@ def collect(
     if _is_done(path, asked):
         return path
     if teacher is None:
-        teacher = open_teacher(config, parallel.device)
+        teacher = open_teacher(config, world, parallel.device)
     head = {"teacher": identity} | {name: settings[name] for name in HOW}
     with Book(folder / "answers", head, parallel.rank, run.check_budget if run else lambda: None) as book:
         share = Share(config, world, teacher, book, _my_tasks(config, world, held_out, teacher, parallel))
@@ -89,6 +89,7 @@ def _drive(share: Share, run: Run | None, parallel: Parallel) -> BaseException |
     fresh: list[Answer] = []
     share.book.on_answer = fresh.append
     total = len(share.tasks) * share.config.attempts
+    is_paid, paid = parallel.is_first and isinstance(share.teacher, EndpointTeacher), spent_before(share.book)
     with (
         run.stage(STAGE) if run else nullcontext() as counter,
         bar(f"asking {share.teacher.name}", total, "answers") as progress,
@@ -106,7 +107,8 @@ def _drive(share: Share, run: Run | None, parallel: Parallel) -> BaseException |
             votes = parallel.all_gather_object((going, problem, *work))
             if counter is not None:
                 flops = sum(vote[3] for vote in votes)
-                counter.add(tokens=sum(vote[2] for vote in votes), model_flops=flops, hardware_flops=flops)
+                fees, paid = spent_before(share.book) - paid if is_paid else None, spent_before(share.book)
+                counter.add(sum(vote[2] for vote in votes), flops, flops, fees)
             problem = next((vote[1] for vote in votes if vote[1] is not None), None)
             if problem is not None or not any(vote[0] for vote in votes):
                 return problem

@@ -71,6 +71,8 @@ class TracesConfig(Config):
     """Whether our engine asks through the model's chat template; "auto": if it has one."""
     system: str | None = None
     """System prompt; None for the teacher's own."""
+    examples: int = Field(default=0, ge=0, le=64)
+    """Solved training tasks of the easiest level that the teacher is shown before every task; the student is not."""
     max_rows: int = Field(default=128, ge=1)
     """Answers our engine draws at the same time."""
 

@@ -23,16 +23,18 @@ from agartha.worlds.types import Task
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0  # between tries, unless the endpoint says how long
 PATIENCE_S = 600.0  # the longest wait an endpoint may ask for
 GIVE_UP = 10  # questions in a row that get no answer
+Examples = tuple[tuple[str, str], ...]
+"""Prompts and replies that are shown as earlier turns."""
 OVERHEAD = 256  # tokens of chat template beyond the bytes of what is sent
 
 
 class EndpointTeacher:
     """Asks as `config` says. Raises: ConfigError if httpx2 or the API key is missing."""
 
-    def __init__(self, config: TracesConfig) -> None:
+    def __init__(self, config: TracesConfig, examples: Examples = ()) -> None:
         assert config.endpoint is not None
         self.config, self.endpoint = config, config.endpoint
-        self.name = self.endpoint.model
+        self.name, self.examples = self.endpoint.model, examples
         self.wire = Wire(self.endpoint, config.max_tokens)
         self.next_start = 0.0
         """When the next request may begin, by the monotonic clock."""
@@ -68,9 +70,10 @@ class EndpointTeacher:
     def body(self, question: Question) -> bytes:
         """The request. ASCII, so that its size bounds the tokens of any prompt in it."""
         config, endpoint = self.config, self.endpoint
-        messages = [{"role": "user", "content": question.task.prompt}]
-        if config.system is not None:
-            messages.insert(0, {"role": "system", "content": config.system})
+        system = [("system", config.system)] if config.system is not None else []
+        shown = [turn for asked, replied in self.examples for turn in (("user", asked), ("assistant", replied))]
+        turns = [*system, *shown, ("user", question.task.prompt)]
+        messages = [{"role": role, "content": text} for role, text in turns]
         how = {"temperature": config.temperature, "top_p": config.top_p, endpoint.max_tokens_field: config.max_tokens}
         seed = {"seed": question.seed % 2**31} if endpoint.send_seed else {}
         body = endpoint.extra | {"model": endpoint.model, "messages": messages, "stream": False} | how | seed
@@ -181,7 +184,7 @@ class _Errand:
 
     def _received(self, question: Question, ticket: str, reply: Reply) -> None:
         config = self.teacher.config
-        asked = "\n".join(filter(None, (config.system, question.task.prompt)))
+        asked = "\n".join([config.system or "", *map("\n".join, self.teacher.examples), question.task.prompt])
         prompt, completion, complaint = account(reply, asked, config.max_tokens)
         dollars = self.purse.price(prompt, completion)
         who = reply.model or "", reply.build

@@ -10,7 +10,7 @@ import torch
 from agartha.core.errors import ConfigError, DataError
 from agartha.distill.book import Answer, Book, Question
 from agartha.distill.config import TracesConfig
-from agartha.distill.endpoint import EndpointTeacher, describe_endpoint
+from agartha.distill.endpoint import EndpointTeacher, Examples, describe_endpoint
 from agartha.engine.engine import Engine
 from agartha.engine.load import Loaded, digest_of, found_at, load, name_of
 from agartha.engine.request import Completion, Request
@@ -20,6 +20,7 @@ from agartha.model.decoder import Decoder
 from agartha.text.prompt_format import prompt_format
 from agartha.text.tokenizer import Tokenizer
 from agartha.worlds.types import Task
+from agartha.worlds.world import World
 
 PORTION_S = 20.0  # seconds of work that a kill may lose
 SMALLEST, LARGEST = 2, 64  # rows' worth of questions in a portion: a portion's last answers leave rows empty
@@ -28,10 +29,12 @@ SMALLEST, LARGEST = 2, 64  # rows' worth of questions in a portion: a portion's 
 class EngineTeacher:
     """A model in this process. It answers the same to the same question, whatever else is asked with it."""
 
-    def __init__(self, loaded: Loaded, config: TracesConfig) -> None:
+    def __init__(self, loaded: Loaded, config: TracesConfig, examples: Examples = ()) -> None:
         self.config, self.decoder, self.name = config, loaded.decoder, loaded.name
         self.digest = loaded.digest or weights_digest(loaded.decoder)
-        self.prompts = prompt_format(loaded.tokenizer, loaded.template, loaded.eos_ids, config.chat, config.system)
+        self.prompts = prompt_format(
+            loaded.tokenizer, loaded.template, loaded.eos_ids, config.chat, config.system, examples
+        )
         self.portion = 4 * config.max_rows
         """How many questions to ask at once."""
         self._encoded: dict[str, list[int]] = {}
@@ -43,13 +46,13 @@ class EngineTeacher:
         return EngineTeacher(Loaded(decoder, tokenizer, None, (tokenizer.eos_id,), name, ""), config)
 
     @staticmethod
-    def open(config: TracesConfig, device: torch.device) -> "EngineTeacher":
+    def open(config: TracesConfig, device: torch.device, examples: Examples = ()) -> "EngineTeacher":
         """Raises: what `load` raises."""
         loaded = load(config.teacher, config.weights)
         if device.type != "cpu":
             loaded.decoder.to(device)
             loaded.decoder.compute_dtype = compute_dtype("auto", device)
-        return EngineTeacher(loaded, config)
+        return EngineTeacher(loaded, config, examples)
 
     def describe(self) -> dict[str, Any]:
         """What decides its answers."""
@@ -135,12 +138,14 @@ class EngineTeacher:
 Teacher = EngineTeacher | EndpointTeacher
 
 
-def open_teacher(config: TracesConfig, device: torch.device) -> Teacher:
+def open_teacher(config: TracesConfig, world: World, device: torch.device) -> Teacher:
     """Whom the settings name. Raises: ConfigError if they name nobody."""
+    tasks = [world.task(seed, (config.levels or world.levels)[0]) for seed in range(config.examples)]
+    examples = tuple((task.prompt, world.oracle(task)) for task in tasks)
     if config.endpoint is not None:
-        return EndpointTeacher(config)
+        return EndpointTeacher(config, examples)
     _check_named(config)
-    return EngineTeacher.open(config, device)
+    return EngineTeacher.open(config, device, examples)
 
 
 def describe_teacher(config: TracesConfig) -> dict[str, Any]:

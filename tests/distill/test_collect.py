@@ -226,6 +226,8 @@ def test_a_budget_of_the_run_stops_it_too(tmp_path: Path) -> None:
         collect(settings(server.url, "tasks=200"), tmp_path, run)
     assert 0 < len(read_traces(tmp_path / "traces.parquet")) < 200
     entry = json.loads((tmp_path / "ledger.json").read_text())
+    dollars = read_card(tmp_path / "traces.parquet")["cost"]["endpoint_dollars"]
+    assert entry["totals"]["fees"] == pytest.approx(dollars) and entry["totals"]["dollars"] > dollars
     assert entry["status"] == "budget" and entry["stages"][0]["name"] == "traces" and entry["stages"][0]["tokens"] > 0
 
 

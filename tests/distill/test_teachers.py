@@ -31,6 +31,7 @@ from agartha.distill.reply import account, read_reply
 from agartha.distill.teachers import EngineTeacher, describe_teacher, open_teacher, weights_digest
 from agartha.distill.wire import retry_after
 from agartha.text.tokenizer import Tokenizer
+from agartha.worlds.countdown import Countdown, problem
 from agartha.worlds.types import Task
 
 PRICED = {"input_price": 1.0, "output_price": 10.0}
@@ -88,6 +89,17 @@ def test_requests_are_as_the_settings_say(tmp_path: Path) -> None:
     body = server.bodies[0]
     assert body["max_completion_tokens"] == 100 and body["reasoning_effort"] == "low"
     assert "seed" not in body and "max_tokens" not in body
+
+
+def test_solved_examples_are_shown_as_earlier_turns(tmp_path: Path) -> None:
+    with endpoint(say()) as server, book_in(tmp_path) as book:
+        config = settings(server.url).model_copy(update={"examples": 2, "system": "Be brief."})
+        open_teacher(config, world := Countdown(), torch.device("cpu")).ask(questions(1), book)
+    roles = [message["role"] for message in server.bodies[0]["messages"]]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
+    for asked, replied in zip(server.bodies[0]["messages"][1:5:2], server.bodies[0]["messages"][2:5:2]):
+        numbers, target = asked["content"].removesuffix(" :").split(" -> ")
+        assert world.verify(problem([int(n) for n in numbers.split()], int(target)), replied["content"]).passed
 
 
 @pytest.mark.parametrize(
@@ -228,7 +240,7 @@ def test_a_missing_or_odd_key_is_said_before_anything_is_asked(monkeypatch: pyte
     for value, message in (("", "TEACHER_KEY is not set"), ("a\nb", "characters that no API key"), ("ä", "no API key")):
         monkeypatch.setenv("TEACHER_KEY", value)
         with pytest.raises(ConfigError, match=message):
-            open_teacher(config, torch.device("cpu"))
+            open_teacher(config, Countdown(), torch.device("cpu"))
     assert describe_teacher(config)["model"] == "teacher-1"  # needs no key
 
 
@@ -464,7 +476,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
         with pytest.raises(ConfigError, match=message):
             load(TracesConfig, None, ["endpoint.url=https://x/v1", "endpoint.model=m", override])
     with pytest.raises(ConfigError, match="no teacher is named"):
-        open_teacher(TracesConfig(), torch.device("cpu"))
+        open_teacher(TracesConfig(), Countdown(), torch.device("cpu"))
     with pytest.raises(ConfigError, match="there is no teacher"):
         describe_teacher(TracesConfig(teacher="/nowhere"))
     assert math.isclose(settings("http://x/v1/chat/completions").endpoint.timeout_s, 5)  # type: ignore[union-attr]
