@@ -4,26 +4,26 @@ Round by round: in round k every task that still needs answers is put to the tea
 depends on answers and verdicts alone, so a killed run, started again, reads its book and goes on as if nothing had been.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from agartha.core.config import resolved
 from agartha.core.errors import AgarthaError, DataError, Interrupted
+from agartha.core.files import write_json
 from agartha.core.hashing import digest
 from agartha.core.progress import bar
-from agartha.distill.book import Answer, Book
-from agartha.distill.config import TracesConfig
+from agartha.distill.book import Book
+from agartha.distill.card import make_card, nothing_verified
+from agartha.distill.config import CollectConfig, TracesConfig
 from agartha.distill.endpoint import EndpointTeacher
-from agartha.distill.purse import losses, spent_before
 from agartha.distill.share import Result, Share, draw_tasks
 from agartha.distill.teachers import Teacher, describe_teacher, open_teacher
-from agartha.distill.traces import Trace, choose, distinct, level_out, read_card, write_traces
-from agartha.learn.parallel import Parallel
-from agartha.ledger.record import Run
+from agartha.distill.traces import choose, distinct, level_out, read_card, write_traces
+from agartha.learn.parallel import Parallel, launch
+from agartha.ledger.record import Run, record
+from agartha.worlds.checks import preflight
 from agartha.worlds.load import load_world
 from agartha.worlds.types import Task
 from agartha.worlds.world import World
@@ -32,7 +32,27 @@ ALONE = Parallel()
 FILE, STAGE = "traces.parquet", "traces"
 ASKED = ("world", "levels", "tasks", "attempts", "per_task", "stop_early", "evenness", "licence")
 HOW = ("world", "seed", "system", "examples", "temperature", "top_p", "max_tokens")
-RULE = "reward 1 and not cut off; one of those that differ in white space only; see agartha/distill/traces.py: select"
+
+
+def run(config: CollectConfig, folder: Path, command: Sequence[str]) -> dict[str, Any]:
+    """The program `traces`. Returns what was made: the file, how much of what, what it cost."""
+    describe_teacher(config)  # what is missing, and a broken world, are said before workers start
+    preflight(load_world(config.world))
+    folder.mkdir(parents=True, exist_ok=True)
+    return launch(_worker, 1 if config.endpoint else config.workers, config, folder, list(command))
+
+
+def _worker(parallel: Parallel, config: CollectConfig, folder: Path, command: list[str]) -> dict[str, Any]:
+    if not parallel.is_first:
+        collect(config, folder, parallel=parallel)
+        return {}
+    digests = [value for name, value in describe_teacher(config).items() if name == "digest"]
+    with record(folder, "traces", command, config, parents=digests, budget=config.budget) as entry:
+        write_json(folder / "config.json", resolved(config))
+        path = collect(config, folder, entry, parallel=parallel)
+    card, totals = read_card(path), entry.entry.totals
+    made = {"traces": str(path), "kept": card["traces"], "counts": card["counts"]}
+    return made | {"tokens": totals.tokens, "seconds": totals.seconds, "dollars": totals.dollars}
 
 
 def collect(
@@ -86,32 +106,31 @@ def _my_tasks(
 
 def _drive(share: Share, run: Run | None, parallel: Parallel) -> BaseException | None:
     """Portion by portion until all workers are done or one of them has a problem, which is then everybody's."""
-    fresh: list[Answer] = []
-    share.book.on_answer = fresh.append
     total = len(share.tasks) * share.config.attempts
-    is_paid, paid = parallel.is_first and isinstance(share.teacher, EndpointTeacher), spent_before(share.book)
     with (
         run.stage(STAGE) if run else nullcontext() as counter,
         bar(f"asking {share.teacher.name}", total, "answers") as progress,
     ):
-        steps, going, problem = share.portions(progress), True, None
+        steps, going = share.portions(progress), True
         while True:
-            try:
-                going = going and next(steps, "end") is None
-            except AgarthaError as error:
-                problem = error
-            except KeyboardInterrupt:
-                problem = Interrupted("collecting was interrupted.", hint="the same command goes on from there.")
-            work = sum(a.prompt_tokens + a.completion_tokens for a in fresh), share.teacher.flops(fresh)
-            fresh.clear()
-            votes = parallel.all_gather_object((going, problem, *work))
+            going, problem = _advance(steps) if going else (False, None)
+            votes = parallel.all_gather_object((going, problem, share.work()))
             if counter is not None:
-                flops = sum(vote[3] for vote in votes)
-                fees, paid = spent_before(share.book) - paid if is_paid else None, spent_before(share.book)
-                counter.add(sum(vote[2] for vote in votes), flops, flops, fees)
-            problem = next((vote[1] for vote in votes if vote[1] is not None), None)
-            if problem is not None or not any(vote[0] for vote in votes):
+                tokens, flops, fees = (sum(numbers) for numbers in zip(*(work for *_, work in votes)))
+                counter.add(tokens, flops, flops, fees or None)
+            problem = next((problem for _, problem, _ in votes if problem is not None), None)
+            if problem is not None or not any(going for going, *_ in votes):
                 return problem
+
+
+def _advance(steps: Iterator[None]) -> tuple[bool, BaseException | None]:
+    """Whether there is more to do after this step, and what went wrong in it."""
+    try:
+        return next(steps, "end") is None, None
+    except AgarthaError as error:
+        return False, error
+    except KeyboardInterrupt:
+        return False, Interrupted("collecting was interrupted.", hint="the same command goes on from there.")
 
 
 def _finish(
@@ -125,7 +144,7 @@ def _finish(
     """Choose, write the file and its card. Raises: DataError if there is nothing to write and that is the only problem."""
     verified = [trace for result in everyone for trace in result.verified]
     if not verified and problem is None:
-        raise _nothing_verified(config, everyone)
+        raise nothing_verified(config, everyone)
     if not verified or isinstance(problem, Interrupted):
         return
     unique = distinct(verified)
@@ -135,44 +154,9 @@ def _finish(
         "verified": len(verified), "duplicates": len(verified) - len(unique), "beyond_per_task": len(unique) - len(chosen),
         "dropped_for_length": len(chosen) - len(kept),
     }  # fmt: skip
-    card = _card(config, asked, everyone, kept, book)
+    card = make_card(config, asked, everyone, kept, book)
     with suppress(AgarthaError) if problem else nullcontext():  # what stopped us is what must be said
         write_traces(path, kept, card | {"counts": card["counts"] | counts, "complete": problem is None})
-
-
-def _card(
-    config: TracesConfig, asked: dict[str, Any], everyone: Sequence[Result], kept: Sequence[Trace], book: Book
-) -> dict[str, Any]:
-    levels: dict[int, Counter[str]] = {}
-    for result in everyone:
-        for level, counts in result.levels.items():
-            levels.setdefault(level, Counter()).update(counts)
-    for level, counts in levels.items():
-        counts["kept"] = sum(trace.task.level == level for trace in kept)
-    complaints = [complaint for result in everyone for complaint in result.complaints]
-    lost = losses(book.notes)
-    return {
-        "format": "agartha traces", "version": 1, "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "teacher": asked["teacher"] | {"answered_as": sorted({trace.teacher for trace in kept})},
-        "world": asked["world"], "licence": config.licence, "asked": asked, "rule": RULE,
-        "levels": {str(level): dict(levels[level]) for level in sorted(levels)},
-        "counts": dict(sum(levels.values(), Counter())),
-        "reasons": dict(sum((result.reasons for result in everyone), Counter())),
-        "fault": next((result.fault for result in everyone if result.fault), None),
-        "cost": {"endpoint_dollars": spent_before(book), "lost_requests": len(lost), "last_loss": (lost or [None])[-1]},
-        "usage_complaints": {"count": len(complaints), "first": (complaints or [None])[0]},
-    }  # fmt: skip
-
-
-def _nothing_verified(config: TracesConfig, everyone: Sequence[Result]) -> DataError:
-    counts = sum((level for result in everyone for level in result.levels.values()), Counter())
-    reasons = sum((result.reasons for result in everyone), Counter()).most_common(3)
-    fault = next((result.fault for result in everyone if result.fault), None)
-    return DataError(
-        f"none of {counts['answers']} answers was verified: {dict(reasons)}, {counts['cut_off']} cut off, "
-        f"{counts['faults']} faults{f' ({fault})' if fault else ''}.",
-        hint="raise attempts or max_tokens, ask an easier level, or choose a better teacher; all answers are kept.",
-    )
 
 
 def _is_done(path: Path, asked: dict[str, Any]) -> bool:

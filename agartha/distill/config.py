@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from agartha.core.config import Config
+from agartha.ledger.schema import BudgetConfig
 
 
 class EndpointConfig(Config):
@@ -108,3 +109,11 @@ class TracesConfig(Config):
         if self.per_task > self.attempts:
             raise ValueError(f"per_task={self.per_task} is more than attempts={self.attempts}")
         return self
+
+
+class CollectConfig(TracesConfig):
+    """Collecting traces as a program of its own."""
+
+    workers: int = Field(default=1, ge=1)
+    """Processes on this machine, of one thread each on a CPU, that share the work of our engine; an endpoint needs one."""
+    budget: BudgetConfig = BudgetConfig()

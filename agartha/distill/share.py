@@ -8,6 +8,7 @@ from agartha.core.errors import DataError
 from agartha.core.progress import Bar
 from agartha.distill.book import Answer, Book, Question, key_of
 from agartha.distill.config import TracesConfig
+from agartha.distill.purse import spent_before
 from agartha.distill.teachers import Teacher
 from agartha.distill.traces import Trace
 from agartha.worlds.types import Task
@@ -55,6 +56,9 @@ class Share:
     def __init__(self, config: TracesConfig, world: World, teacher: Teacher, book: Book, tasks: Sequence[Task]) -> None:
         self.config, self.world, self.teacher, self.book, self.tasks = config, world, teacher, book, tasks
         self.result = Result()
+        self._fresh: list[Answer] = []
+        self._spent = spent_before(book)
+        book.on_answer = self._fresh.append
         self._passed: dict[str, set[str]] = {key_of(task): set() for task in tasks}
         for task in tasks:
             self._level(task)["tasks"] += 1
@@ -74,6 +78,14 @@ class Share:
                     self._judge(now)
                     progress.advance(len(now), verified=len(self.result.verified))
                 yield
+
+    def work(self) -> tuple[int, float, float]:
+        """Tokens, model FLOPs and dollars for others since the last call."""
+        fresh, before = self._fresh.copy(), self._spent
+        self._fresh.clear()
+        self._spent = spent_before(self.book)
+        tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in fresh)
+        return tokens, self.teacher.flops(fresh), self._spent - before
 
     def _has_enough(self, task: Task) -> bool:
         return self.config.stop_early and len(self._passed[key_of(task)]) >= self.config.per_task

@@ -14,20 +14,21 @@ from pathlib import Path
 import pytest
 from collecting import settings
 from hostile_endpoint import answer, endpoint, raw, say
-from models import TINY, random_decoder
+from models import LATENT, TINY, random_decoder
 
 from agartha.core.errors import BudgetReached, ConfigError, DataError
 from agartha.data.mixture import Mixture, SourceSpec
 from agartha.distill import collect as collect_module
 from agartha.distill import endpoint as endpoint_module
-from agartha.distill.collect import collect
-from agartha.distill.config import TracesConfig
+from agartha.distill.collect import collect, run
+from agartha.distill.config import CollectConfig, TracesConfig
 from agartha.distill.share import draw_tasks
-from agartha.distill.teachers import EngineTeacher
+from agartha.distill.teachers import EngineTeacher, describe_teacher
 from agartha.distill.traces import Trace, read_card, read_traces
 from agartha.learn.parallel import Parallel, launch
 from agartha.ledger.record import record
 from agartha.ledger.schema import BudgetConfig
+from agartha.model.hf_folder import save_model
 from agartha.text.tokenizer import Tokenizer
 from agartha.worlds.countdown import Countdown, problem
 from agartha.worlds.types import Task, Verdict
@@ -278,6 +279,36 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path) -> None:
     # what was sent before a kill and never came back is counted as spent
     known = read_card(undisturbed)["cost"]["endpoint_dollars"]
     assert known <= spent <= known + 4 * kills * 0.0012
+
+
+def test_the_program_says_what_it_made(tmp_path: Path) -> None:
+    with endpoint(answer(sometimes)) as server:
+        plain = settings(server.url).model_dump()
+        config = CollectConfig(**plain, workers=2, budget=BudgetConfig(minutes=5))
+        made = run(config, tmp_path, ["agartha", "traces"])
+        again = run(config, tmp_path, ["agartha", "traces"])
+        assert len(server.bodies) == made["counts"]["answers"]
+    assert made["kept"] == again["kept"] == len(read_traces(Path(made["traces"]))) > 0 and made["dollars"] > 0
+    entry = json.loads((tmp_path / "ledger.json").read_text())
+    assert (entry["program"], entry["status"], len(entry["attempts"])) == ("traces", "finished", 2)
+    assert json.loads((tmp_path / "config.json").read_text())["tasks"] == 12
+    with pytest.raises(ConfigError, match="there is no teacher"):
+        run(CollectConfig(teacher="/nowhere"), tmp_path / "b", [])
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_program_shares_an_engine_between_workers(tmp_path: Path) -> None:
+    words = [*map(str, range(100)), *"+-*/=,:", "->", "<answer>", "</answer>"]
+    tokenizer = Tokenizer.from_words(words)
+    save_model(tmp_path / "model", random_decoder(LATENT | {"vocab_size": 128}), tokenizer, {})
+    config = CollectConfig(teacher=str(tmp_path / "model"), tasks=30, attempts=2, max_tokens=8, max_rows=16, workers=2)
+    with pytest.raises(DataError, match="none of 120 answers was verified"):
+        run(config, tmp_path / "run", ["agartha", "traces"])
+    answers = [path.read_text().count('"answer"') for path in sorted((tmp_path / "run" / "answers").iterdir())]
+    assert sorted(answers) == [60, 60]
+    entry = json.loads((tmp_path / "run" / "ledger.json").read_text())
+    assert entry["status"] == "failed" and entry["parents"] == [describe_teacher(config)["digest"]]
+    assert entry["stages"][0]["tokens"] > 1000 and entry["stages"][0]["model_flops"] > 0
 
 
 WORDS = ["ask", *(f"w{i}" for i in range(40)), "yes"]
