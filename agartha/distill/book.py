@@ -136,8 +136,10 @@ class Book:
                 _compare(path, line.get("head"), head)
             elif "answer" in line:
                 self._remember(line, f"{path} line {number}")
-            else:
+            elif all(isinstance(line.get(name, ""), str) for name in ("sent", "lost")):
                 self.notes.append(line)
+            else:
+                raise DataError(f"{path} line {number} is no note.", hint="delete that line.")
         if path == self.path:  # other workers' files may be growing
             os.truncate(path, size)
 

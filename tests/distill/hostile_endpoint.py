@@ -145,6 +145,30 @@ def drip(body: dict[str, Any], handler: BaseHTTPRequestHandler) -> None:
         time.sleep(0.05)
 
 
+def babble(body: dict[str, Any], handler: BaseHTTPRequestHandler) -> None:
+    """No HTTP at all."""
+    handler.wfile.write(b"\x16\x03\x01 what is HTTP?\r\n" * 9)
+    handler.close_connection = True
+
+
+def bad_chunks(body: dict[str, Any], handler: BaseHTTPRequestHandler) -> None:
+    """Chunks whose sizes are no numbers."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"5\r\n12345\r\nmany\r\n{}\r\n")
+    handler.close_connection = True
+
+
+def swollen_head(body: dict[str, Any], handler: BaseHTTPRequestHandler) -> None:
+    """Headers without end."""
+    handler.send_response(200)
+    handler.flush_headers()
+    handler.close_connection = True
+    while True:
+        handler.wfile.write(b"X-More: " + b"x" * 2**14 + b"\r\n")
+
+
 def flood(body: dict[str, Any], handler: BaseHTTPRequestHandler) -> None:
     """Bytes without end."""
     handler.send_response(200)

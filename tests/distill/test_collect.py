@@ -218,7 +218,7 @@ def test_a_limit_with_room_for_nothing_asks_nobody(tmp_path: Path) -> None:
 
 
 def test_a_budget_of_the_run_stops_it_too(tmp_path: Path) -> None:
-    budget = BudgetConfig(minutes=0.6 / 60)
+    budget = BudgetConfig(minutes=2 / 60)
     with (
         endpoint(answer(solution, 0.1)) as server,
         pytest.raises(BudgetReached, match="minutes spent"),

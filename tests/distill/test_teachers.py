@@ -1,10 +1,13 @@
 """Teachers: an endpoint that misbehaves in every way we know of, and our own engine."""
 
+import errno
+import gzip
 import json
 import math
 import os
 import random
 import re
+import signal
 import threading
 import time
 from dataclasses import asdict, replace
@@ -15,13 +18,28 @@ from typing import Any
 
 import pytest
 import torch
-from hostile_endpoint import Act, answer, completion, cut_off, drip, endpoint, flood, hang, raw, reset, say
+from hostile_endpoint import (
+    Act,
+    answer,
+    babble,
+    bad_chunks,
+    completion,
+    cut_off,
+    drip,
+    endpoint,
+    flood,
+    hang,
+    raw,
+    reset,
+    say,
+    swollen_head,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY, random_decoder
 
 from agartha.core.config import load
-from agartha.core.errors import BudgetReached, ConfigError, DataError, Interrupted
+from agartha.core.errors import BudgetReached, CapacityError, ConfigError, DataError, Interrupted
 from agartha.distill import endpoint as endpoint_module
 from agartha.distill.book import Answer, Book, Question
 from agartha.distill.config import TracesConfig
@@ -71,7 +89,7 @@ def ask(folder: Path, *acts: Act, count: int = 1, max_tokens: int = 100, **more:
 
 
 def test_answers_come_with_all_that_is_known_of_them(tmp_path: Path) -> None:
-    got, book, server = ask(tmp_path, say("fine", system_fingerprint="fp_1"), count=3, **PRICED)
+    got, book, server = ask(tmp_path, say("fine", system_fingerprint="fp_1"), count=3, concurrency=1, **PRICED)
     assert len(got) == 3
     for one in got:
         assert replace(one, ticket=None) == Answer("fine", None, 5, 1, "stop", "teacher-1", "fp_1", 15e-6)
@@ -143,6 +161,10 @@ BROKEN = {
     "content of numbers": (say([1, 2]), "content is list"),
     "odd reasoning": (say(message={"reasoning_content": {"a": 1}}), "reasoning_content is dict"),
     "too much": (raw(b"x" * (2**20 + 7000)), "more than 1054976 bytes"),
+    "no HTTP": (babble, "the connection broke"),
+    "odd chunks": (bad_chunks, "the connection broke"),
+    "headers without end": (swollen_head, "the connection broke"),
+    "compressed unasked": (raw(gzip.compress(b"x" * 10**7), content_encoding="gzip"), "no JSON"),
     "without end": (flood, "more than 1054976 bytes"),
 }
 
@@ -170,7 +192,7 @@ def test_tries_are_spaced_more_and_more(tmp_path: Path, monkeypatch: pytest.Monk
     _, _, server = ask(tmp_path, *[raw(b"", 503)] * 3, say())
     gaps = [later - earlier for earlier, later in zip(server.times, server.times[1:])]
     for number, gap in enumerate(gaps):
-        assert 0.05 * 2**number <= gap <= 0.1 * 2**number + 0.15, gaps
+        assert 0.05 * 2**number <= gap <= 0.1 * 2**number + 0.5, gaps
 
 
 def test_retry_after_holds_everybody_back(tmp_path: Path) -> None:
@@ -298,7 +320,7 @@ def test_any_json_is_a_reply_or_refused(value: Any) -> None:
 
 def test_no_request_is_sent_that_could_pass_the_limit(tmp_path: Path) -> None:
     with (
-        endpoint(say("x" * 400, usage={"prompt_tokens": 5, "completion_tokens": 100})) as server,
+        endpoint(answer(lambda _: "x" * 400, 0.02, usage={"prompt_tokens": 5, "completion_tokens": 100})) as server,
         book_in(tmp_path) as book,
     ):
         teacher = EndpointTeacher(settings(server.url, concurrency=8, dollars=0.0205, **PRICED))
@@ -366,7 +388,13 @@ def test_requests_keep_the_pace(tmp_path: Path) -> None:
 def test_ctrl_c_lets_what_is_under_way_come_in(tmp_path: Path) -> None:
     with endpoint(answer(str.upper, 0.5)) as server, book_in(tmp_path) as book:
         teacher = EndpointTeacher(settings(server.url, concurrency=4))
-        threading.Timer(0.3, lambda: os.kill(os.getpid(), 2)).start()
+
+        def interrupt() -> None:
+            while len(server.bodies) < 4:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt).start()
         with pytest.raises(Interrupted):
             teacher.ask(questions(100), book)
     assert len(book.answers) == len(server.bodies) == 4
@@ -392,10 +420,34 @@ def test_a_torn_line_is_dropped_and_a_damaged_one_named(tmp_path: Path) -> None:
         b"\0" * 50 + b"\n",
         b'{"key": ["a", 0], "answer": {"text": 3}}\n',
         b'{"answer": 1}\n',
+        b'{"sent": []}\n',
     ):
         book.path.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
-        with pytest.raises(DataError, match=r"line 3 is (damaged|no answer)"):
+        with pytest.raises(DataError, match=r"line 3 is (damaged|no answer|no note)"):
             book_in(tmp_path)
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, room = os.write, 700
+
+    def write(descriptor: int, data: bytes) -> int:
+        nonlocal room
+        if room == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done = real(descriptor, data[:room])
+        room -= done
+        return done
+
+    with endpoint(say("fine")) as server, book_in(tmp_path) as book:
+        monkeypatch.setattr("agartha.distill.book.os.write", write)
+        with pytest.raises(CapacityError, match="No space left"):
+            EndpointTeacher(settings(server.url, concurrency=1)).ask(questions(9), book)
+        assert room == 0
+    monkeypatch.setattr(os, "write", real)
+    kept = book.path.read_bytes()
+    assert kept.endswith(b"}\n") and kept.count(b"\n") == 1 + len(book.answers) >= 2
+    with book_in(tmp_path) as again:
+        assert again.answers == book.answers
 
 
 def test_answers_got_in_another_way_are_not_mixed(tmp_path: Path) -> None:
