@@ -44,6 +44,15 @@ class Batch:
         ends = (self.targets[:, :-1] >= 0) & (self.targets[:, 1:] < 0)
         return int(ends.sum()) + int((self.targets[:, -1] >= 0).sum())
 
+    def learnt(self) -> Tensor:
+        """Which positions some term learns, as indices [N] int64 into the flattened [B * T], ascending."""
+        weights = (self.cross_entropy_weight, self.policy_weight, self.divergence_weight)
+        counts = torch.zeros_like(self.targets, dtype=torch.bool)
+        for weight in weights:
+            if weight is not None:
+                counts |= weight != 0
+        return counts.flatten().nonzero().squeeze(1)
+
     def to(self, device: torch.device | str) -> "Batch":
         return self._map(lambda tensor: tensor.to(device))
 

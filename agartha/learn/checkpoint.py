@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from agartha.core.errors import CheckpointError, ConfigError, DataError
 from agartha.core.files import folder_atomic, read_json, write_json
@@ -79,6 +79,24 @@ def load(path: Path) -> TrainingState:
 def latest(folder: Path) -> Path | None:
     """The newest state whose files are all there in full size; None if there is none."""
     return next((path for path in reversed(_steps(folder)) if _is_complete(path)), None)
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """What a run changes: a module's state without frozen weights, which stand where they were read from."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
+
+
+def restore_trained(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Take a `trained_state` back. Raises: CheckpointError if a name or shape differs; nothing is changed then."""
+    ours = trained_state(module)
+    wrong = sorted(ours.keys() ^ state.keys()) or [name for name in ours if ours[name].shape != state[name].shape]
+    if wrong:
+        raise CheckpointError(
+            f"the saved weights do not fit the model: {len(wrong)} differ, first {wrong[0]!r}.",
+            hint="resume with the model and adapter settings of the saved run, or choose another folder.",
+        )
+    module.load_state_dict(state, strict=False)
 
 
 def random_state() -> dict[str, Any]:

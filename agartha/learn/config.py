@@ -16,7 +16,7 @@ class LossTerms(Config):
     policy: float = Field(default=1.0, ge=0)
     """Weight of the policy-gradient term."""
     divergence: float = Field(default=0.0, ge=0)
-    """Weight of the KL divergence to the reference, in nats per token."""
+    """Weight of the divergence to the reference or the teacher, in nats per token."""
 
 
 class OptimizerConfig(Config):

@@ -24,6 +24,7 @@ from agartha.learn.loss import Metrics, PolicyLoss, Totals, combine, loss_of, ta
 from agartha.learn.optimizers import build_optimizers
 from agartha.learn.parallel import Parallel
 from agartha.learn.precision import compute_dtype
+from agartha.learn.teacher import Teacher
 from agartha.model.decoder import Decoder, shift_targets
 
 
@@ -34,7 +35,9 @@ class Objective:
     terms: LossTerms = LossTerms()
     policy_loss: PolicyLoss | None = None
     temperature: float = 1.0
-    """Divides the logits, so that training scores tokens as sampling did."""
+    """Divides the logits, so that training scores tokens as sampling did; a teacher's divergence has its own."""
+    teacher: Teacher | None = None
+    """Whose whole distribution the divergence term compares with, instead of the batch's reference_logprobs."""
 
 
 class Learner:
@@ -74,17 +77,23 @@ class Learner:
         return metrics
 
     def _one(self, batch: Batch, objective: Objective, totals: Totals, share: float) -> Metrics:
-        decoder, config = self.decoder, self.config
-        balances = config.balance_loss_weight > 0 and batch.cross_entropy_weight is not None
+        decoder, config, teacher = self.decoder, self.config, objective.teacher
+        learns_text = batch.cross_entropy_weight is not None or teacher is not None
+        balances = config.balance_loss_weight > 0 and learns_text
         for layer in decoder.moe_layers():
             layer.track_balance = balances
         hidden = decoder(batch.input_ids, batch.positions, batch.document_start)
-        logits = decoder.logits(hidden) / objective.temperature
-        loss, metrics = loss_of(
-            target_logprobs(logits, batch.targets), batch, objective.terms, totals, objective.policy_loss
-        )
+        places = batch.learnt()  # [N]: prompts and padding need no logits
+        logits = decoder.logits(hidden.flatten(0, 1).index_select(0, places))  # [N, V]
+        warm = logits if objective.temperature == 1 else logits / objective.temperature
+        logprobs = _laid_out(target_logprobs(warm, batch.targets.flatten()[places]), places, batch)
+        divergences = None
+        if teacher is not None and batch.divergence_weight is not None:
+            divergences = _laid_out(teacher.divergences(batch, places, logits), places, batch)
+        loss, metrics = loss_of(logprobs, batch, objective.terms, totals, objective.policy_loss, divergences)
         if batch.policy_weight is not None and totals.policy:
-            metrics["entropy"] = (_entropy(logits.detach()) * (batch.policy_weight != 0)).sum() / totals.policy
+            acts = batch.policy_weight.flatten()[places] != 0
+            metrics["entropy"] = (_entropy(warm.detach()) * acts).sum() / totals.policy
         if decoder.config.num_nextn_predict_layers and config.mtp_weight and batch.cross_entropy_weight is not None:
             ahead = self._ahead(hidden, batch) / totals.cross_entropy
             loss, metrics["mtp"] = loss + config.mtp_weight * ahead, ahead.detach()
@@ -152,7 +161,7 @@ class Learner:
         states = self.parallel.all_gather_object((checkpoint.random_state(), loader or {}))
         if self.parallel.is_first:
             state = checkpoint.TrainingState(
-                step, self.decoder.state_dict(), self.optimizers.state_dict(), [r for r, _ in states],
+                step, checkpoint.trained_state(self.decoder), self.optimizers.state_dict(), [r for r, _ in states],
                 {"ranks": [place for _, place in states]}, extra or {},
             )  # fmt: skip
             checkpoint.save(folder, state, keep_last)
@@ -164,7 +173,7 @@ class Learner:
         if path is None:
             return None
         state = checkpoint.load(path)
-        self.decoder.load_state_dict(state.model)
+        checkpoint.restore_trained(self.decoder, state.model)
         self.optimizers.load_state_dict(state.optimizer)
         places = state.loader.get("ranks", [])
         if self.parallel.rank < len(state.random):
@@ -172,6 +181,11 @@ class Learner:
         state.loader = places[self.parallel.rank] if self.parallel.rank < len(places) else {}
         self._sampler_is_stale = True
         return state
+
+
+def _laid_out(values: Tensor, places: Tensor, batch: Batch) -> Tensor:
+    """values [N] at `places` of the flattened batch -> [B, T], 0 elsewhere."""
+    return values.new_zeros(batch.targets.numel()).index_copy(0, places, values).view(batch.targets.shape)
 
 
 def _entropy(logits: Tensor) -> Tensor:

@@ -55,10 +55,16 @@ def target_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def loss_of(
-    logprobs: Tensor, batch: Batch, terms: LossTerms, totals: Totals, policy_loss: PolicyLoss | None = None
+    logprobs: Tensor,
+    batch: Batch,
+    terms: LossTerms,
+    totals: Totals,
+    policy_loss: PolicyLoss | None = None,
+    divergences: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Loss (scalar) of one microbatch, given the log-probabilities of its targets [B, T].
 
+    divergences: from a teacher's whole distribution [B, T]; None to estimate them from the batch's reference_logprobs.
     Returns the loss and detached metrics. A metric is this microbatch's share of a mean over all tokens of the step:
     add the shares of microbatches and ranks; of a name ending in `_max` take the largest (`combine`).
     Raises: DataError if the batch lacks what one of its terms needs.
@@ -71,7 +77,8 @@ def loss_of(
         share, more = _policy_term(logprobs, batch, totals.policy, policy_loss)
         loss, metrics = loss + terms.policy * share, metrics | more | {"policy_loss": share}
     if terms.divergence and batch.divergence_weight is not None and totals.divergence:
-        share = _divergence_term(logprobs, batch, totals.divergence)
+        values = _sampled_divergences(logprobs, batch) if divergences is None else divergences
+        share = (batch.divergence_weight * values).sum() / totals.divergence
         loss, metrics["divergence"] = loss + terms.divergence * share, share
     return loss, {name: value.detach() for name, value in (metrics | {"loss": loss}).items()}
 
@@ -121,11 +128,11 @@ def _policy_term(
     return (weight * per_token).sum() / total, metrics | {"logprob_gap_max": gap.max()}
 
 
-def _divergence_term(logprobs: Tensor, batch: Batch, total: float) -> Tensor:
+def _sampled_divergences(logprobs: Tensor, batch: Batch) -> Tensor:
     weight, reference = batch.divergence_weight, batch.reference_logprobs
     if weight is None or reference is None:
         raise DataError(
             "the batch has divergence weights but no reference_logprobs.",
             hint="score the batch with the reference model, or leave divergence_weight out.",
         )
-    return (weight * kl_k3(logprobs, torch.where(weight != 0, reference, logprobs.detach()))).sum() / total
+    return kl_k3(logprobs, torch.where(weight != 0, reference, logprobs.detach()))

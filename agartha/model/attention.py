@@ -60,7 +60,9 @@ class LatentAttention(nn.Module):
         kept = cache.append(self.layer, positions, torch.cat([latent, k_rope], -1)).to(q.dtype)
         mask = visible_mask(positions, kept.shape[1])
         kept_latent, kept_rope = kept.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
-        if q.shape[1] > 1:
+        if (
+            q.shape[1] > 1 or self.kv_b_proj.lora is not None
+        ):  # rows may have adapters of their own, which cannot be absorbed
             kv = self.kv_b_proj(kept_latent).unflatten(-1, (config.num_attention_heads, -1))
             k_nope, v = kv.split([config.qk_nope_head_dim, config.v_head_dim], -1)
             k = torch.cat([k_nope, kept_rope.unsqueeze(2).expand(-1, -1, k_nope.shape[2], -1)], -1)
@@ -74,7 +76,7 @@ class LatentAttention(nn.Module):
 
     def absorbed(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The key and value halves of `kv_b_proj` by head: [N, P, C] and [N, V, C]."""
-        weight = self.kv_b_proj.weight.to(dtype).unflatten(0, (self.config.num_attention_heads, -1))
+        weight = self.kv_b_proj.whole_weight.to(dtype).unflatten(0, (self.config.num_attention_heads, -1))
         return weight.split([self.config.qk_nope_head_dim, self.config.v_head_dim], 1)  # type: ignore[return-value]
 
 

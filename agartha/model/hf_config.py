@@ -45,17 +45,17 @@ QWEN_EXPERTS = {
 }  # fmt: skip
 
 
-def read_published(folder: Path) -> dict[str, Any]:
-    """`config.json` as it is. Raises: CheckpointError if it is missing or no JSON object."""
-    path = folder / CONFIG
+def read_published(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """`config.json`, or another file of settings, as it is. Raises: CheckpointError if it is missing or no JSON object."""
+    path, hint = folder / name, f"name a folder with {name} and weights."
     try:
         if path.stat().st_size > 2**24:
             raise ValueError("longer than 16 MiB")
         published = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", hint="name a folder with a model in it.") from error
+        raise CheckpointError(f"{path} cannot be read: {error}", hint=hint) from error
     if not isinstance(published, dict):
-        raise CheckpointError(f"{path} is no JSON object.", hint="name a folder with a model in it.")
+        raise CheckpointError(f"{path} is no JSON object.", hint=hint)
     return published
 
 

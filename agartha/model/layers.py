@@ -1,5 +1,7 @@
 """The small parts: linear maps, norms, the gated feed-forward. Weights stay in float32; work follows the activations' type."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +17,18 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.lora: Any = None
+        """What an adapter adds (`lora.LowRank`, `adapters.Stack`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return nn.functional.linear(x, self.weight.to(x.dtype), bias)
+        y = nn.functional.linear(x, self.weight.to(x.dtype), bias)
+        return y if self.lora is None else self.lora(x, y)
+
+    @property
+    def whole_weight(self) -> Tensor:
+        """[O, I] with its adapter multiplied in, where it has one."""
+        return self.weight if self.lora is None else self.lora.added_to(self.weight)
 
 
 class RMSNorm(nn.Module):
@@ -43,7 +53,8 @@ class MLP(nn.Module):
         self.down_proj = Linear(width, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.gate_proj, PackedLinear):
+        adapted = self.gate_proj.lora is not None or self.up_proj.lora is not None
+        if adapted or isinstance(self.gate_proj, PackedLinear):
             return self.down_proj(swiglu(torch.cat([self.gate_proj(x), self.up_proj(x)], -1)))
         both = torch.cat([self.gate_proj.weight, self.up_proj.weight]).to(x.dtype)  # one product instead of two
         return self.down_proj(swiglu(nn.functional.linear(x, both)))

@@ -4,7 +4,7 @@ Shapes: O outputs, I inputs, G = ceil(I / 32) groups. A record (`Int4`, `Int8`) 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,7 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
         self.matrix = _compiled(weight) if kernels.available() else None
         self.plain = None if self.matrix is not None else _plain(weight)
+        self.lora: Any = None  # as in `layers.Linear`
 
     @property
     def weight(self) -> Tensor:
@@ -155,7 +156,8 @@ class PackedLinear(nn.Module):
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(x)
+        y = self.project(x)
+        return y if self.lora is None else self.lora(x, y)
 
     def _exact(self, x: Tensor) -> Tensor:
         y, bias = x.new_empty(len(x), self.out_features), self.bias

@@ -8,6 +8,7 @@ from agartha.core.config import Config
 from agartha.core.errors import ConfigError
 from agartha.learn.config import LearnerConfig, OptimizerConfig, ScheduleConfig
 from agartha.ledger.schema import BudgetConfig
+from agartha.model.lora_config import LoraConfig
 
 
 def _require(holds: bool, message: str) -> None:
@@ -22,6 +23,8 @@ class SamplingConfig(Config):
     """Divides the logits; at other values than 1 the sampled distribution is not the trained one."""
     max_tokens: int = Field(default=256, ge=1)
     """Longest completion, in tokens."""
+    max_prompt_tokens: int = Field(default=512, ge=1)
+    """Longest prompt, in tokens; at most half of the positions of the model."""
     overlong_buffer: int = Field(default=0, ge=0)
     """The last so many tokens below max_tokens cost reward, up to 1 (DAPO eq. 13); 0 for no penalty."""
     max_refills: int = Field(default=2, ge=0)
@@ -48,7 +51,17 @@ class RLConfig(Config):
     """One run: episodes, advantages, loss, optimizer step, and back."""
 
     model: str = ""
-    """Folder of the policy to start from; also the reference, if there is one."""
+    """The policy to start from, and the reference if there is one: a model folder, a .gguf file, or a pulled hf:OWNER/NAME."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """How its weights are held; quantised ones are multiplied out. What is trained is float32 always, so bfloat16 needs lora."""
+    lora: LoraConfig | None = None
+    """Train a low-rank adapter beside the frozen model instead of the model; lora.rank=16, say, asks for one."""
+    chat: Literal["auto", "on", "off"] = "auto"
+    """Whether tasks are asked through the model's chat template; "auto": if it has one."""
+    system: str | None = None
+    """System prompt of the chat; None for the template's own."""
+    examples: int = Field(default=0, ge=0, le=64)
+    """Solved training tasks of the easiest level that are shown before every task, the world's oracle being the solver."""
     world: str = "countdown"
     """Name of the world that gives tasks and judges answers."""
     steps: int = Field(default=200, ge=1)
@@ -110,5 +123,9 @@ class RLConfig(Config):
         _require(
             self.prompts_per_step % self.workers == 0,
             f"prompts_per_step={self.prompts_per_step} cannot be shared by workers={self.workers}",
+        )
+        _require(
+            self.weights == "float32" or self.lora is not None,
+            'weights="bfloat16" are too coarse to be trained: set lora.rank to train an adapter beside them',
         )
         return self

@@ -9,74 +9,97 @@ import torch
 from agartha.core.config import resolved
 from agartha.core.errors import ConfigError
 from agartha.core.files import write_json
-from agartha.core.hashing import digest
 from agartha.engine.engine import Engine
+from agartha.engine.export import Companions
+from agartha.engine.load import Loaded, found_at, load
 from agartha.learn.learner import Learner
 from agartha.learn.parallel import Parallel, launch
 from agartha.learn.precision import compute_dtype
 from agartha.ledger.record import Run, record
+from agartha.model.adapter_folder import save_adapter
 from agartha.model.decoder import Decoder
-from agartha.model.hf_folder import load_model, save_model
+from agartha.model.hf_folder import save_model
+from agartha.model.lora import add_lora, merge_lora
+from agartha.model.open import open_source
 from agartha.rl.config import RLConfig
 from agartha.rl.train import Setting, train
+from agartha.text.prompt_format import PromptFormat, prompt_format
 from agartha.text.tokenizer import Tokenizer
 from agartha.worlds.checks import preflight
 from agartha.worlds.load import load_world
-
-LONGEST_PROMPT = 512  # tokens, or half the model's positions where those are fewer
+from agartha.worlds.world import World
 
 
 def run(config: RLConfig, folder: Path, command: Sequence[str]) -> dict[str, Any]:
-    """Returns what was made: the model folder, tokens, seconds, dollars, last reward."""
-    if not (Path(config.model) / "config.json").is_file():
-        raise ConfigError(
-            f"model={config.model!r} is no model folder.", hint="name a folder with config.json and weights."
-        )
-    preflight(load_world(config.world))  # a broken world is said before workers start
+    """Returns what was made: the model or adapter folder, tokens, seconds, dollars."""
+    if not config.model:
+        raise ConfigError("no model is named.", hint="model=FOLDER, FILE.gguf or hf:OWNER/NAME.")
+    open_source(found_at(config.model))  # what is missing or damaged, and a broken world, are said before workers start
+    preflight(load_world(config.world))
     folder.mkdir(parents=True, exist_ok=True)
     return launch(_worker, config.workers, config, folder, list(command))
 
 
 def _worker(parallel: Parallel, config: RLConfig, folder: Path, command: list[str]) -> dict[str, Any]:
     torch.manual_seed(config.seed)
-    source = Path(config.model)
-    tokenizer, decoder = Tokenizer.load(source), load_model(source)
-    tokenizer.check_model(decoder.config.vocab_size)
+    loaded = load(config.model, config.weights)
     if not parallel.is_first:
-        reinforce(parallel, config, decoder, tokenizer, folder, None)
+        reinforce_loaded(parallel, config, loaded, folder, None)
         return {}
-    parents = [digest(source / "config.json")]
-    with record(folder, "rl", command, config, parents=parents, budget=config.budget) as entry:
+    with record(folder, "rl", command, config, parents=[loaded.digest], budget=config.budget) as entry:
         write_json(folder / "config.json", resolved(config))
-        learner = reinforce(parallel, config, decoder, tokenizer, folder, entry)
-        facts = entry.entry.model_dump(mode="json")
-        lineage = {name: facts[name] for name in ("run_id", "program", "command", "config_digest", "parents", "code")}
-        save_model(
-            folder / "model",
-            learner.decoder,
-            tokenizer,
-            {"lineage.json": lineage, "world.json": load_world(config.world).spec()},
-        )
+        learner = reinforce_loaded(parallel, config, loaded, folder, entry)
+        made = _save(config, loaded, learner.decoder, folder, entry)
     totals = entry.entry.totals
-    return {
-        "model": str(folder / "model"),
-        "tokens": totals.tokens,
-        "seconds": totals.seconds,
-        "dollars": totals.dollars,
-    }
+    return made | {"tokens": totals.tokens, "seconds": totals.seconds, "dollars": totals.dollars}
+
+
+def _save(config: RLConfig, loaded: Loaded, decoder: Decoder, folder: Path, entry: Run) -> dict[str, str]:
+    """A model that opens again, an adapter, or both; returns where they are."""
+    facts = entry.entry.model_dump(mode="json")
+    lineage = {name: facts[name] for name in ("run_id", "program", "command", "config_digest", "parents", "code")}
+    cards, made = {"lineage.json": lineage, "world.json": load_world(config.world).spec()}, {}
+    if config.lora is not None:
+        made["adapter"] = str(folder / "adapter")
+        save_adapter(folder / "adapter", decoder, config.lora, config.model, cards)
+        if not config.lora.merge:
+            return made
+        merge_lora(decoder)
+    save_model(folder / "model", decoder, Companions.of(config.model, loaded), cards)
+    return made | {"model": str(folder / "model")}
 
 
 def reinforce(
     parallel: Parallel, config: RLConfig, decoder: Decoder, tokenizer: Tokenizer, folder: Path, entry: Run | None
 ) -> Learner:
-    """Train `decoder` in place and return its learner."""
+    """Train a decoder of ours, which was made on plain text, in place and return its learner."""
+    loaded = Loaded(decoder, tokenizer, None, (tokenizer.eos_id,), "", "")
+    return reinforce_loaded(parallel, config, loaded, folder, entry)
+
+
+def reinforce_loaded(parallel: Parallel, config: RLConfig, loaded: Loaded, folder: Path, entry: Run | None) -> Learner:
+    """Train the loaded decoder, or an adapter beside it, and return its learner."""
+    decoder, world = loaded.decoder, load_world(config.world)
     decoder.compute_dtype = compute_dtype(config.learner.precision, parallel.device)
-    reference = frozen_copy(decoder) if config.kl_weight > 0 else None
+    reference = None
+    if config.lora is not None:
+        add_lora(decoder, config.lora, config.seed)
+    elif config.kl_weight > 0:
+        reference = frozen_copy(decoder)
     learner = Learner(decoder, config.learner, parallel)
-    longest = min(LONGEST_PROMPT, decoder.config.max_position_embeddings // 2) + config.sampling.max_tokens
+    sampling = config.sampling
+    longest = min(sampling.max_prompt_tokens, decoder.config.max_position_embeddings // 2) + sampling.max_tokens
     learner.sampler = Engine(decoder, config.max_rows, longest)
-    train(config, learner, Setting(load_world(config.world), tokenizer, reference), folder, entry)
+    base = loaded.digest if config.lora is not None else ""
+    train(config, learner, Setting(world, prompts_of(config, loaded, world), reference, base), folder, entry)
     return learner
+
+
+def prompts_of(config: RLConfig, loaded: Loaded, world: World) -> PromptFormat:
+    """How tasks are put to this model. Raises: ConfigError for a chat that it cannot have."""
+    tasks = [world.task(seed, world.levels[0]) for seed in range(config.examples)]
+    examples = tuple((task.prompt, world.oracle(task)) for task in tasks)
+    return prompt_format(loaded.tokenizer, loaded.template, loaded.eos_ids, config.chat, config.system, examples)
 
 
 def frozen_copy(decoder: Decoder) -> Decoder:

@@ -7,7 +7,7 @@ from agartha.engine.request import Completion, Request
 from agartha.engine.sampler import Sampling
 from agartha.learn.learner import Learner
 from agartha.rl.config import RLConfig
-from agartha.text.tokenizer import Tokenizer
+from agartha.text.prompt_format import PromptFormat
 from agartha.worlds.types import Ended, Episode, Task
 from agartha.worlds.world import World, judge
 
@@ -38,10 +38,10 @@ class Attempt:
 
 
 def rollout(
-    learner: Learner, world: World, tokenizer: Tokenizer, tasks: Sequence[Task], seeds: Sequence[int], config: RLConfig
+    learner: Learner, world: World, prompts: PromptFormat, tasks: Sequence[Task], seeds: Sequence[int], config: RLConfig
 ) -> list[list[Attempt]]:
     """A group of `config.group_size` attempts at each task; an attempt's tokens depend on its seed, not on its neighbours."""
-    prompts = [tokenizer.encode(task.prompt) for task in tasks]
+    asked = [prompts.encode(task.prompt) for task in tasks]
     requests = [
         Request(
             prompt,
@@ -49,22 +49,21 @@ def rollout(
                 temperature=config.sampling.temperature,
                 max_tokens=config.sampling.max_tokens,
                 seed=seed,
-                stop_ids=(tokenizer.eos_id,),
+                stop_ids=prompts.stop_ids,
             ),
             n=config.group_size,
         )
-        for prompt, seed in zip(prompts, seeds)
+        for prompt, seed in zip(asked, seeds)
     ]
     groups = learner.sample(requests)
     return [
-        [_judged(world, tokenizer, task, prompt, completion) for completion in group]
-        for task, prompt, group in zip(tasks, prompts, groups)
+        [_judged(world, prompts, task, prompt, completion) for completion in group]
+        for task, prompt, group in zip(tasks, asked, groups)
     ]
 
 
-def _judged(world: World, tokenizer: Tokenizer, task: Task, prompt_ids: list[int], completion: Completion) -> Attempt:
-    ids = completion.token_ids
-    text = tokenizer.decode([i for i in ids if i != tokenizer.eos_id])
+def _judged(world: World, prompts: PromptFormat, task: Task, prompt_ids: list[int], completion: Completion) -> Attempt:
+    text = prompts.decode(completion.token_ids)
     if completion.finish == "length":
         # a cut-off answer is judged as it stands, and marked: the limit is the policy's business, not a fault
         episode = judge(world, task, text, JUDGE_SECONDS)

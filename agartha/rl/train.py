@@ -4,7 +4,8 @@ Every worker draws its share of the tasks, and what is averaged is averaged over
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agartha.core.errors import NumericsError
+from agartha.core.errors import CheckpointError, NumericsError
 from agartha.data.batch import Batch
 from agartha.data.packing import Document, pack
 from agartha.learn.config import LossTerms
@@ -23,13 +24,14 @@ from agartha.learn.schedule import lr_scale
 from agartha.learn.session import Session
 from agartha.ledger.record import Run
 from agartha.model.decoder import Decoder
+from agartha.model.lora import pairs, without_lora
 from agartha.rl.advantages import step_advantages
 from agartha.rl.config import RLConfig
 from agartha.rl.curriculum import Curriculum
 from agartha.rl.losses import ALGORITHMS, soft_overlong_penalty, token_weights, truncated_importance
 from agartha.rl.metrics import step_metrics
 from agartha.rl.rollout import Attempt, rollout
-from agartha.text.tokenizer import Tokenizer
+from agartha.text.prompt_format import PromptFormat
 from agartha.worlds.types import Task
 from agartha.worlds.world import World
 
@@ -41,9 +43,11 @@ class Setting:
     """What stays the same over a run."""
 
     world: World
-    tokenizer: Tokenizer
+    prompts: PromptFormat
     reference: Decoder | None = None
-    """The policy at the start, for the KL term; None without one."""
+    """The policy at the start, for the KL term; None without one, and for an adapter, whose base it is."""
+    base: str = ""
+    """Digest of the frozen model, where an adapter is trained: it is not in the training state."""
 
 
 def train(config: RLConfig, learner: Learner, setting: Setting, folder: Path, run: Run | None) -> None:
@@ -59,6 +63,7 @@ def train(config: RLConfig, learner: Learner, setting: Setting, folder: Path, ru
     step = state.step if state else 0
     if state:
         curriculum.restore(state.extra["curriculum"])
+        check_base(state.extra.get("base", ""), setting.base)
     with session.steps(step, config.steps):
         while step < config.steps:
             groups = collect(config, learner, setting, curriculum, step)
@@ -67,7 +72,8 @@ def train(config: RLConfig, learner: Learner, setting: Setting, folder: Path, ru
             step += 1
             numbers |= facts | step_metrics(groups, learner.parallel, config.sampling.max_tokens)
             tokens, flops = count(groups, batches, learner)
-            keep = {"loader": {}, "extra": {"curriculum": curriculum.state()}}
+            extra = {"curriculum": curriculum.state()} | ({"base": setting.base} if setting.base else {})
+            keep = {"loader": {}, "extra": extra}
             session.end_step(step, numbers, tokens, flops, keep, last=step == config.steps)
             check_gap(numbers, config.gap_limit)
 
@@ -83,7 +89,7 @@ def collect(
         mine = range(parallel.rank, config.prompts_per_step, parallel.world_size)
         tasks = [draw(setting.world, levels[i], (config.seed, step, attempt, i)) for i in mine]
         seeds = [number_of(config.seed, step, attempt, i, "sample") for i in mine]
-        fresh = rollout(learner, setting.world, setting.tokenizer, tasks, seeds, config)
+        fresh = rollout(learner, setting.world, setting.prompts, tasks, seeds, config)
         remember(
             curriculum, parallel.all_gather_object([(g[0].episode.task.level, [a.reward for a in g]) for g in fresh])
         )
@@ -122,27 +128,25 @@ def lesson(
     """
     algorithm, parallel = ALGORITHMS[config.algorithm], learner.parallel
     found = step_advantages([[shaped_reward(a, config) for a in group] for group in groups], algorithm.baseline)
-    pairs = [
+    taught = [
         (attempt, advantage)
         for group, advantages in zip(groups, found.groups)
         for attempt, advantage in zip(group, advantages)
         if advantage is not None and any(advantages)
     ]
-    lengths = [length for part in parallel.all_gather_object([a.length for a, _ in pairs]) for length in part]
+    lengths = [length for part in parallel.all_gather_object([a.length for a, _ in taught]) for length in part]
     if not lengths:
         return [], {"episodes_trained": 0.0}
     every = token_weights(lengths, algorithm.aggregation, config.sampling.max_tokens)
-    before = sum(len(part) for part in parallel.all_gather_object([0] * len(pairs))[: parallel.rank])
-    weights = every[before : before + len(pairs)]
-    documents = [document(a, advantage, weight) for (a, advantage), weight in zip(pairs, weights)]
+    before = sum(len(part) for part in parallel.all_gather_object([0] * len(taught))[: parallel.rank])
+    weights = every[before : before + len(taught)]
+    documents = [document(a, advantage, weight) for (a, advantage), weight in zip(taught, weights)]
     row_length = MARGIN * (config.sampling.max_tokens // 2)
     order = np.random.default_rng(number_of(config.seed, len(lengths), "shuffle")).permutation(len(documents))
     parts = [[documents[i] for i in order[k :: config.updates_per_rollout]] for k in range(config.updates_per_rollout)]
     longest = max([row_length, *(len(d) for d in documents)])
-    batches = [
-        pack(part, longest, setting.tokenizer.pad_id) if part else empty_batch(longest, setting.tokenizer.pad_id)
-        for part in parts
-    ]
+    pad_id = setting.prompts.tokenizer.pad_id
+    batches = [pack(part, longest, pad_id) if part else empty_batch(longest, pad_id) for part in parts]
     return [prepared(config, learner, setting, batch) for batch in batches], {"episodes_trained": float(len(lengths))}
 
 
@@ -161,14 +165,26 @@ def empty_batch(row_length: int, pad_id: int) -> Batch:
 
 def prepared(config: RLConfig, learner: Learner, setting: Setting, batch: Batch) -> Batch:
     """Adds the reference's opinion where there is a KL term."""
-    if setting.reference is not None and config.kl_weight > 0:
-        ours, learner.decoder = learner.decoder, setting.reference
-        try:
-            reference = learner.logprobs(batch, config.sampling.temperature)
-        finally:
-            learner.decoder = ours
-        batch = replace(batch, reference_logprobs=reference.cpu(), divergence_weight=(batch.policy_weight != 0).float())  # type: ignore[union-attr]
-    return batch
+    if config.kl_weight == 0:
+        return batch
+    parts = batch.microbatches(learner.config.microbatch_rows or len(batch.input_ids))
+    with at_the_start(learner, setting):
+        reference = torch.cat([learner.logprobs(part, config.sampling.temperature).cpu() for part in parts])
+    return replace(batch, reference_logprobs=reference, divergence_weight=(batch.policy_weight != 0).float())  # type: ignore[union-attr]
+
+
+@contextmanager
+def at_the_start(learner: Learner, setting: Setting) -> Iterator[None]:
+    """The learner speaks as the policy did before training."""
+    if setting.reference is None:
+        with without_lora(learner.decoder):
+            yield
+        return
+    ours, learner.decoder = learner.decoder, setting.reference
+    try:
+        yield
+    finally:
+        learner.decoder = ours
 
 
 def shaped_reward(attempt: Attempt, config: RLConfig) -> float | None:
@@ -230,9 +246,19 @@ def count(groups: list[list[Attempt]], batches: list[Batch], learner: Learner) -
     context = float(np.mean([len(a.prompt_ids) + a.length / 2 for group in groups for a in group]))
     trained = sum(batch.num_tokens for batch in batches)
     main = config.model_copy(update={"num_nextn_predict_layers": 0})
-    flops = sampled * main.flops_per_token(context, training=False) + trained * main.flops_per_token(context)
+    share = 2 / 3 if pairs(learner.decoder) else 1.0  # a frozen weight has no gradient of its own
+    flops = sampled * main.flops_per_token(context, training=False) + share * trained * main.flops_per_token(context)
     everyone = learner.parallel.all_gather_object((sampled, flops))
     return sum(tokens for tokens, _ in everyone), sum(work for _, work in everyone)
+
+
+def check_base(saved: str, present: str) -> None:
+    """Raises: CheckpointError if an adapter's training would go on beside another model."""
+    if saved != present:
+        raise CheckpointError(
+            f"the saved state belongs to the base {saved or 'none'}, this one is {present or 'none'}.",
+            hint="resume with the model of the saved run, or choose another folder.",
+        )
 
 
 def check_gap(numbers: dict[str, float], limit: float) -> None:

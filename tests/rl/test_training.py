@@ -12,6 +12,7 @@ from agartha.learn.config import LearnerConfig, OptimizerConfig, ScheduleConfig
 from agartha.learn.learner import Learner
 from agartha.rl.config import RLConfig, SamplingConfig
 from agartha.rl.train import Setting, check_gap, train
+from agartha.text.prompt_format import PromptFormat
 from agartha.text.tokenizer import Tokenizer
 from agartha.worlds.types import Task, Verdict
 from agartha.worlds.world import World
@@ -53,7 +54,7 @@ def learn(folder: Path, algorithm: str, faulty: bool = False, **changes) -> list
     world = SayYes()
     world.faulty = faulty
     with record(folder, "rl", "test", {}) as run:
-        train(config, learner, Setting(world, tokenizer), folder, run)
+        train(config, learner, Setting(world, PromptFormat.plain(tokenizer)), folder, run)
     return read_metrics(folder / "metrics.jsonl")
 
 
