@@ -1,15 +1,18 @@
 """A model, with its tokenizer and chat template, written as a Hugging Face folder or a GGUF file."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from agartha.core.errors import ConfigError
 from agartha.core.files import write_json
 from agartha.engine.load import Loaded, found_at, load
+from agartha.model.adapter_folder import load_adapter
 from agartha.model.export import DTYPES, FILE_TYPES, Type, export_gguf, export_hf
 from agartha.model.gguf_file import GGUF
+from agartha.model.hf_folder import HFFolder
+from agartha.model.lora import merge_lora
 from agartha.model.open import open_source
 from agartha.text.gguf_vocabulary import gguf_vocabulary
 
@@ -19,10 +22,16 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def export(model: str, to: Path, form: Literal["hf", "gguf"] | None = None, kind: Type | None = None) -> dict[str, Any]:
+def export(
+    model: str,
+    to: Path,
+    form: Literal["hf", "gguf"] | None = None,
+    kind: Type | None = None,
+    adapter: Path | None = None,
+) -> dict[str, Any]:
     """Write `model` to `to` and compare what was written with it; returns both, and how far they are apart.
 
-    form: by the name of `to` if not given. kind: full precision as in the model if not given.
+    form: by the name of `to` if not given. kind: full precision as in the model if not given. adapter: multiplied in first.
     Raises: ConfigError if the wanted form cannot hold the model, NumericsError if what was written predicts otherwise.
     """
     form = form or ("gguf" if to.suffix == ".gguf" else "hf")
@@ -30,13 +39,17 @@ def export(model: str, to: Path, form: Literal["hf", "gguf"] | None = None, kind
         raise ConfigError(f"{to} does not look like {form}.", hint="a GGUF file ends in .gguf, a folder does not.")
     source = open_source(found_at(model))
     kind = kind or ("f32" if source.is_float32 else "bf16")
-    is_the_same = kind == "bf16" and not source.is_float32 and not _is_quantised(source)
+    is_the_same = kind == "bf16" and not source.is_float32 and not _is_quantised(source) and adapter is None
     loaded = load(model, "bfloat16" if is_the_same else "float32")
+    if adapter is not None:
+        load_adapter(loaded.decoder, adapter)
+        merge_lora(loaded.decoder)
     if form == "gguf":
         difference = export_gguf(to, loaded.decoder, kind, loaded.name, _vocabulary(source, loaded))
     else:
-        difference = export_hf(to, loaded.decoder, kind, lambda folder: _save_rest(source, loaded, folder))
-    return {"model": model, "written": str(to), "type": kind, **asdict(difference)}
+        difference = export_hf(to, loaded.decoder, kind, Companions(source, loaded).save)
+    merged = {} if adapter is None else {"adapter": str(adapter)}
+    return {"model": model, **merged, "written": str(to), "type": kind, **asdict(difference)}
 
 
 def checked_choice(form: str | None, kind: str | None) -> tuple[Any, Any]:
@@ -59,14 +72,26 @@ def _vocabulary(source: Any, loaded: Loaded) -> dict[str, Any]:
     return gguf_vocabulary(loaded.tokenizer, loaded.decoder.config.vocab_size, loaded.template)
 
 
-def _save_rest(source: Any, loaded: Loaded, folder: Path) -> None:
-    """The tokenizer's own files where there are some."""
-    if not isinstance(source, GGUF):
-        for name in TOKENIZER_FILES:
-            if (source.folder / name).exists():
-                shutil.copyfile(source.folder / name, folder / name)
-        return
-    loaded.tokenizer.save(folder)
-    write_json(folder / "generation_config.json", {"eos_token_id": list(loaded.eos_ids)})
-    if loaded.template is not None:
-        (folder / "chat_template.jinja").write_text(loaded.template, encoding="utf-8")
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """What belongs into a model folder beside settings and weights: tokenizer, chat template, end tokens."""
+
+    source: GGUF | HFFolder
+    loaded: Loaded
+
+    @staticmethod
+    def of(model: Path | str, loaded: Loaded) -> "Companions":
+        """Of a model that was opened by `load`."""
+        return Companions(open_source(found_at(model)), loaded)
+
+    def save(self, folder: Path) -> None:
+        """The model's own files where there are some."""
+        if isinstance(self.source, HFFolder):
+            for name in TOKENIZER_FILES:
+                if (self.source.folder / name).exists():
+                    shutil.copyfile(self.source.folder / name, folder / name)
+            return
+        self.loaded.tokenizer.save(folder)
+        write_json(folder / "generation_config.json", {"eos_token_id": list(self.loaded.eos_ids)})
+        if self.loaded.template is not None:
+            (folder / "chat_template.jinja").write_text(self.loaded.template, encoding="utf-8")
