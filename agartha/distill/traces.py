@@ -159,7 +159,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def _order(trace: Trace) -> tuple[Any, ...]:
-    return (*task_key(trace.task), trace.completion, trace.token_ids or (), trace.teacher)
+    return (*task_key(trace.task), trace.completion, trace.token_ids or (), trace.teacher, repr(trace))
 
 
 def _libraries() -> tuple[Any, Any]:

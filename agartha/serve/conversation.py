@@ -13,6 +13,7 @@ from agartha.engine.sampler import Sampling
 from agartha.model.open import Weights
 from agartha.text.chat import ChatTemplate
 from agartha.text.reply import Content, Piece, ReplyFormat, ReplyParser, Thinking
+from agartha.text.shield import encode_rendered, without_seams
 
 LENGTH = 8192  # tokens of a conversation, where the model can take as many
 
@@ -69,9 +70,10 @@ class Conversation:
         Raises: DataError if the conversation leaves no room for a reply; then the turn was not taken.
         """
         turns = [*self.turns, {"role": "user", "content": text}]
-        self.prompt = self._render(turns)
-        request = self._request(self.prompt)
-        starts = not self.options.raw and self.template.starts_thinking(self.prompt)
+        rendered = self._render(turns)
+        self.prompt = without_seams(rendered)
+        request = self._request(rendered)
+        starts = not self.options.raw and self.template.starts_thinking(rendered)
         parser = ReplyParser(self.format, starts, self.loaded.tokenizer)
         said: list[Piece] = []
         for piece in self._write(request, parser, stopped):
@@ -92,9 +94,9 @@ class Conversation:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return self.template.render([*system, *turns])
 
-    def _request(self, prompt: str) -> Request:
+    def _request(self, rendered: str) -> Request:
         tokenizer = self.loaded.tokenizer
-        ids = tokenizer.encode(prompt)
+        ids = tokenizer.encode(rendered) if self.options.raw else encode_rendered(tokenizer, rendered)
         if self.options.raw and tokenizer.adds_bos and tokenizer.bos_id is not None:
             ids = [tokenizer.bos_id, *ids]
         room = self.engine.max_length - len(ids)

@@ -15,6 +15,7 @@ from agartha.serve.sampling import sampling, told
 from agartha.serve.served import Served
 from agartha.serve.tools import call_grammar, chosen_tools, write_out
 from agartha.text.reply import ReplyFormat
+from agartha.text.shield import encode_rendered, without_seams
 
 OWN_VARIABLES = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}
 EFFORT = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096}
@@ -84,7 +85,8 @@ def _render(served: Served, body: Chat) -> Prompt:
     else:
         text = served.template.render(messages, tools or None, **_variables(body))
     thinks = form.think is not None and served.template.starts_thinking(text)
-    return Prompt(text, served.tokenizer.encode(text), form if tools else form.without_tools(), thinks)
+    ids = encode_rendered(served.tokenizer, text)
+    return Prompt(without_seams(text), ids, form if tools else form.without_tools(), thinks)
 
 
 def _offered(tool: Mapping[str, Any]) -> dict[str, Any]:

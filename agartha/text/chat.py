@@ -5,12 +5,13 @@ that can be stopped (`text/sandbox.py`). What templates want of a tool call diff
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from agartha.core.errors import DataError
 from agartha.text.sandbox import TemplateFault, render_isolated
+from agartha.text.shield import Shield
 from agartha.text.tokenizer import Tokenizer
 
 PLAIN = "{{ bos_token }}{{ messages | map(attribute='content') | join('\n') }}"
@@ -24,18 +25,21 @@ OPENED = ("<think>", "[THINK]")
 
 
 class ChatTemplate:
-    """`source` is Jinja. Raises: DataError if it is longer than a template can be."""
+    """`source` is Jinja. controls: tokens that only the template may write, see `text/shield.py`.
 
-    def __init__(self, source: str = PLAIN, bos: str = "", eos: str = ""):
+    Raises: DataError if the source is longer than a template can be.
+    """
+
+    def __init__(self, source: str = PLAIN, bos: str = "", eos: str = "", controls: Iterable[str] = ()):
         if len(source) > MAX_SOURCE:
             raise DataError(f"the chat template has {len(source)} characters, the limit is {MAX_SOURCE}.")
-        self.source, self.bos, self.eos = source, bos, eos
+        self.source, self.bos, self.eos, self.shield = source, bos, eos, Shield(controls)
 
     @staticmethod
     def of(source: str | None, tokenizer: Tokenizer) -> "ChatTemplate":
         """A model's own, or `PLAIN` where it has none: then a text begins as the tokenizer says, not as a template does."""
         bos = tokenizer.bos if source is not None or tokenizer.adds_bos else None
-        return ChatTemplate(PLAIN if source is None else source, bos or "", tokenizer.eos)
+        return ChatTemplate(PLAIN if source is None else source, bos or "", tokenizer.eos, tokenizer.control_tokens)
 
     def render(
         self,
@@ -44,7 +48,9 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **more: Any,
     ) -> str:
-        """The prompt. Messages and tools have OpenAI's form; `more` are variables of the template (`enable_thinking=False`).
+        """The prompt, to be encoded by `encode_rendered` and shown `without_seams`.
+
+        Messages and tools have OpenAI's form; `more` are variables of the template (`enable_thinking=False`).
 
         Content may be a list of text parts, which are joined by line breaks. Raises: DataError with the template's own words
         when it refuses (roles must alternate, ...), for content that is not text, for tools it has no place for, and when it
@@ -54,8 +60,9 @@ class ChatTemplate:
             raise DataError("the conversation is empty.", hint="give at least one message.")
         if tools and "tools" not in self.source:
             raise DataError("this model's chat template has no place for tools.", hint="leave the tools out.")
-        plain = [self._message(message) for message in messages]
-        return self._render(plain, list(tools) if tools else None, add_generation_prompt, **more)
+        plain = self.shield.over([self._message(message) for message in messages])
+        offered = self.shield.over(list(tools)) if tools else None
+        return self._render(plain, offered, add_generation_prompt, **more)
 
     def starts_thinking(self, rendered: str) -> bool:
         """Whether the prompt ends by opening the model's thinking, so that the reply has only the closing tag."""

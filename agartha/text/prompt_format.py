@@ -6,6 +6,7 @@ from typing import Literal
 
 from agartha.core.errors import ConfigError, DataError
 from agartha.text.chat import ChatTemplate
+from agartha.text.shield import encode_rendered
 from agartha.text.tokenizer import Tokenizer
 
 Chat = Literal["auto", "on", "off"]
@@ -32,7 +33,7 @@ class PromptFormat:
     def encode(self, prompt: str) -> list[int]:
         """Ids of all that the model reads before it replies. Raises: DataError if the template or the tokenizer refuses."""
         if self.template is not None:
-            return self.tokenizer.encode(self.template.render(self._messages(prompt)))
+            return encode_rendered(self.tokenizer, self.template.render(self._messages(prompt)))
         bos = [self.tokenizer.bos_id] if self.tokenizer.adds_bos and self.tokenizer.bos_id is not None else []
         shown = [part for pair in self.examples for part in pair]
         return bos + self.tokenizer.encode("\n".join([*shown, prompt]))

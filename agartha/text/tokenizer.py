@@ -121,6 +121,11 @@ class Tokenizer:
             return " ".join(self.backend.id_to_token(i) or UNKNOWN for i in ids)
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
+    @property
+    def control_tokens(self) -> list[str]:
+        """How the special tokens are spelled."""
+        return [token for i in self.special_ids if (token := self.token(i))]
+
     def token(self, token_id: int) -> str | None:
         """A token as the vocabulary spells it, or None if there is no such id."""
         return self.backend.id_to_token(token_id)
