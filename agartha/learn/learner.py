@@ -83,7 +83,7 @@ class Learner:
         for layer in decoder.moe_layers():
             layer.track_balance = balances
         hidden = decoder(batch.input_ids, batch.positions, batch.document_start)
-        places = batch.learnt()  # [N]: prompts and padding need no logits
+        places = _worth_computing(batch)  # [N]
         logits = decoder.logits(hidden.flatten(0, 1).index_select(0, places))  # [N, V]
         warm = logits if objective.temperature == 1 else logits / objective.temperature
         logprobs = _laid_out(target_logprobs(warm, batch.targets.flatten()[places]), places, batch)
@@ -181,6 +181,13 @@ class Learner:
         state.loader = places[self.parallel.rank] if self.parallel.rank < len(places) else {}
         self._sampler_is_stale = True
         return state
+
+
+def _worth_computing(batch: Batch) -> Tensor:
+    """Positions whose logits are taken: prompts and padding need none; all where most are learnt, since little is saved then
+    and memory of one size serves step after step."""
+    places, every = batch.learnt(), batch.targets.numel()
+    return places if 2 * len(places) < every else torch.arange(every, device=places.device)
 
 
 def _laid_out(values: Tensor, places: Tensor, batch: Batch) -> Tensor:
