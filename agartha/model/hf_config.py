@@ -89,18 +89,21 @@ def published_config(config: ModelConfig, dtype: str = "float32") -> dict[str, A
     """`config.json` as transformers reads it, in old and new spelling of the rope settings."""
     fields = config.model_dump(mode="json")
     spread = fields.pop("initializer_range")
+    kind = config.model_type
     if config.uses_latent_attention:
         fields |= _latent_fields(config)
-    else:
+    elif not kind.startswith("deepseek") or not config.n_routed_experts:
+        # DeepSeek's kinds have latent attention always; a dense one without it is a Llama in all but name
+        kind = "llama" if kind.startswith("deepseek") else kind
         dropped = LATENT_ONLY | EXPERTS_ONLY
         if config.model_type == "qwen3_moe":
             dropped -= QWEN_EXPERTS
             fields["num_experts"] = config.n_routed_experts
         fields = {name: value for name, value in fields.items() if name not in dropped}
-        fields["head_dim"] = config.attention_head_dim
+        fields |= {"model_type": kind, "head_dim": config.attention_head_dim}
     rope = {"rope_type": "default"} | (config.rope_scaling or {}) | {"rope_theta": config.rope_theta}
     return fields | {
-        "architectures": [ARCHITECTURES[config.model_type]],
+        "architectures": [ARCHITECTURES[kind]],
         "hidden_act": "silu",
         "initializer_range": spread or 0.02,
         "num_key_value_heads": config.kv_heads,
@@ -131,6 +134,8 @@ def _known(published: dict[str, Any]) -> dict[str, Any]:
         known["eos_token_id"] = known["eos_token_id"][0]
     known["attention_bias"] = bool(published.get("attention_bias")) and kind != "qwen2"
     if kind.startswith("deepseek"):
+        if published.get("kv_lora_rank", 0) is None:  # experts behind plain attention: ours alone, so it says so
+            return known | {"kv_lora_rank": None}
         known.pop("head_dim", None)
         return known
     known = {name: value for name, value in known.items() if name not in LATENT_ONLY}
