@@ -162,13 +162,16 @@ def export(
     kind: Annotated[
         str | None, typer.Option("--type", help="f32, f16, bf16, q8_0, q4_0, q4_1.", show_default=False)
     ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A folder with an adapter, multiplied into the weights.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a model for other programs, then compare what was written with it."""
     from agartha.engine.export import checked_choice
     from agartha.engine.export import export as write
 
-    _print(write(model, to, *checked_choice(form, kind)), as_json)
+    _print(write(model, to, *checked_choice(form, kind), adapter), as_json)
 
 
 @app.command()
@@ -187,12 +190,15 @@ def chat(
     raw: Annotated[
         bool, typer.Option("--raw", help="Go on from the text as it is: no chat template, no turns.")
     ] = False,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A folder with an adapter, to speak beside the model.", show_default=False)
+    ] = None,
 ) -> None:
     """Talk to a model; or pipe a question in, and get the answer alone."""
     from agartha.serve.conversation import Options, checked_weights
     from agartha.serve.terminal import run
 
-    run(model, Options(temperature, max_tokens, system, seed, checked_weights(weights), raw))
+    run(model, Options(temperature, max_tokens, system, seed, checked_weights(weights), raw, adapter))
 
 
 @app.command()
@@ -222,6 +228,9 @@ def serve(
     queue_limit: Annotated[int, typer.Option(help="Replies that may wait; more are refused.")] = 64,
     draft: Annotated[str | None, typer.Option(help="Guess ahead: mtp or lookup.", show_default=False)] = None,
     weights: Annotated[str, typer.Option(help="auto, float32, bfloat16, int8 or int4.")] = "auto",
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER, a model of its own beside the one.", show_default=False)
+    ] = None,
     drain_seconds: Annotated[float, typer.Option(help="For what runs to finish, when told to end.")] = 30.0,
 ) -> None:
     """Answer over the API that every tool speaks, with a page to chat on. Nothing leaves this machine."""
@@ -230,9 +239,10 @@ def serve(
     check_installed()
     settings = Settings(host, port, read_keys(api_key_file), tuple(allow_host or ()), tuple(allow_origin or ()),
                         queue_limit=queue_limit, drain_seconds=drain_seconds)  # fmt: skip
-    from agartha.serve.program import EngineOptions, run
+    from agartha.serve.program import EngineOptions, named_adapters, run
 
-    run(models, model_name or (), EngineOptions(max_rows, max_length, cache_tokens, draft, weights), settings)
+    options = EngineOptions(max_rows, max_length, cache_tokens, draft, weights, named_adapters(adapter or ()))
+    run(models, model_name or (), options, settings)
 
 
 def _program(

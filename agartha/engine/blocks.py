@@ -2,9 +2,10 @@
 
 A block keeps 16 tokens of every layer. A full block may be shared; a block that is still being written has one holder, so the
 last, partial block of a shared prompt is copied when a row forks. The prefix cache is a tree: a full block is found by its
-parent in the tree and its own token ids, compared as they are and never by a hash alone; a root is a tenant's name, so
-tenants share nothing. Cached blocks that no row holds are given up when blocks run out, the longest unused first. Weights are
-part of the key in that `forget` empties the tree. After vLLM's automatic prefix caching (arXiv:2309.06180 §4.3).
+parent in the tree and its own token ids, compared as they are and never by a hash alone; a root is a tenant with an adapter,
+so tenants share nothing, and neither do adapters. Cached blocks that no row holds are given up when blocks run out, the
+longest unused first. Weights are part of the key in that `forget` empties the tree. After vLLM's automatic prefix caching
+(arXiv:2309.06180 §4.3).
 """
 
 from collections import OrderedDict
@@ -15,7 +16,9 @@ import numpy as np
 
 from agartha.engine.steppers import BLOCK
 
-Key = tuple[int | str, bytes]
+Root = tuple[str, str] | str
+Node = int | Root
+Key = tuple[Node, bytes]
 
 
 def blocks_for(tokens: int) -> int:
@@ -36,7 +39,7 @@ class BlockManager:
         self._idle: OrderedDict[int, None] = OrderedDict()  # cached and held by no row, longest unused first
         self._cached: dict[Key, tuple[int, int]] = {}  # (parent node, tokens) -> (block, node)
         self._keys: dict[int, Key] = {}  # of the blocks that are in the tree
-        self._chains: list[list[int | str]] = [[] for _ in range(rows)]  # the nodes of a row's blocks, root first
+        self._chains: list[list[Node]] = [[] for _ in range(rows)]  # the nodes of a row's blocks, root first
         self._nodes = count()  # a number is never used again, so a child cannot meet a stranger in its parent's place
 
     @property
@@ -49,13 +52,13 @@ class BlockManager:
         """Blocks in the tree, held or not."""
         return len(self._cached)
 
-    def start(self, row: int, ids: np.ndarray, tenant: str, spare: int = 0) -> int | None:
+    def start(self, row: int, ids: np.ndarray, root: Root, spare: int = 0) -> int | None:
         """Give an empty row blocks for `ids` (int32); returns how many tokens of them are cached already.
 
         The last token is never counted as cached, for somebody has to compute what follows it. None, and nothing changed,
         if fewer than `spare` blocks would be left over.
         """
-        chain, blocks = self._match(ids, tenant)
+        chain, blocks = self._match(ids, root)
         self._hold(blocks)
         wanted = blocks_for(len(ids)) - len(blocks)
         if wanted + spare > self.available:
@@ -112,8 +115,8 @@ class BlockManager:
         self._cached.clear()
         self._keys.clear()
 
-    def _match(self, ids: np.ndarray, tenant: str) -> tuple[list[int | str], list[int]]:
-        chain: list[int | str] = [tenant]
+    def _match(self, ids: np.ndarray, root: Root) -> tuple[list[Node], list[int]]:
+        chain: list[Node] = [root]
         blocks: list[int] = []
         for at in range(0, (len(ids) - 1) // BLOCK * BLOCK, BLOCK):
             found = self._cached.get((chain[-1], ids[at : at + BLOCK].tobytes()))
@@ -123,7 +126,7 @@ class BlockManager:
             chain.append(found[1])
         return chain, blocks
 
-    def _seat(self, row: int, blocks: list[int], chain: list[int | str]) -> None:
+    def _seat(self, row: int, blocks: list[int], chain: list[Node]) -> None:
         assert self.held[row] == 0, "the row is not empty"
         self.tables[row, : len(blocks)], self.held[row], self._chains[row] = blocks, len(blocks), list(chain)
 

@@ -23,6 +23,7 @@ from agartha.engine.sampler import Sampling, choose, edit, mix, report
 from agartha.engine.scheduler import Plan, Scheduler
 from agartha.engine.speculative import Draft, make_drafter
 from agartha.engine.steppers import make_paged
+from agartha.model.adapters import adapters_of
 from agartha.model.decoder import Decoder
 
 FINISHES: tuple[Finish | None, ...] = (None, "stop", "length", "error")
@@ -58,7 +59,8 @@ class _View:
 class Engine:
     """At most `max_rows` completions at a time, each up to `max_length` tokens with its prompt, in `cache_tokens` of cache.
 
-    A row is never longer than the decoder's `max_position_embeddings`. A step computes at most `token_budget` tokens.
+    A row is never longer than the decoder's `max_position_embeddings`. A step computes at most `token_budget` tokens. Adapters
+    that requests name are put beside the decoder before (`model.adapters.put_adapters`).
     Raises: ConfigError for bounds that cannot work, CapacityError if the cache does not fit in memory.
     """
 
@@ -87,7 +89,8 @@ class Engine:
         self.blocks = BlockManager(
             max_rows * width if cache_tokens is None else blocks_for(cache_tokens), max_rows, width
         )
-        self.stepper = make_paged(decoder, self.blocks.total)
+        self.adapters, self._row_adapters = adapters_of(decoder), np.zeros(max_rows, np.int64)
+        self.stepper = make_paged(decoder, self.blocks.total, torch.from_numpy(self._row_adapters))
         self.scheduler = Scheduler(max_rows, self.max_length + BLOCK, self.blocks, token_budget)
         self.drafter = make_drafter(draft, decoder, max_rows)
         self._numbers, self._open = count(), {}
@@ -106,20 +109,19 @@ class Engine:
     def add(self, request: Request) -> int:
         """Queue a request; the number that its events carry.
 
-        Raises: DataError for an empty prompt, an id outside the vocabulary, or a prompt that with max_tokens exceeds
-        max_length or the whole cache.
+        Raises: DataError for an empty prompt, an id outside the vocabulary, an adapter that is not there, or a prompt that with
+        max_tokens exceeds max_length or the whole cache.
         """
         prompt = self._checked(request)
         number, sampling = next(self._numbers), request.sampling
         self._open[number] = request.n
         self._prompt_tokens += len(prompt)
+        root = (request.tenant, request.adapter)
         for index in range(request.n):
             guide = request.guide.copy() if request.guide else None
             own = _Own(request, [] if sampling.top_logprobs else None, guide)
             self.scheduler.add(
-                scheduler.Sequence(
-                    number, index, prompt, len(prompt), len(prompt) + sampling.max_tokens, request.tenant, own
-                )
+                scheduler.Sequence(number, index, prompt, len(prompt), len(prompt) + sampling.max_tokens, root, own)
             )
         return number
 
@@ -177,14 +179,17 @@ class Engine:
         self.stepper.load_weights(self.decoder)
 
     @torch.no_grad()
-    def embed(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    def embed(self, prompts: Sequence[Sequence[int]], adapter: str = "") -> np.ndarray:
         """Unit vectors float32 [N, H]: the mean over a text's tokens of their states after the last norm.
 
         Texts go through one by one, beside the cache. Raises: DataError for an empty or too long one, or a foreign id.
         """
         device, found = self.decoder.norm.weight.device, []
         for prompt in prompts:
-            ids = torch.from_numpy(self._checked(Request(prompt, Sampling(max_tokens=1)), extra=0)).long().to(device)
+            request = Request(prompt, Sampling(max_tokens=1), adapter=adapter)
+            ids = torch.from_numpy(self._checked(request, extra=0)).long().to(device)
+            if self.adapters is not None:
+                self.adapters.choose(torch.tensor([self.adapters.index(adapter)]))
             states = self.decoder(ids[None], torch.arange(len(ids), device=device)[None])
             found.append(torch.nn.functional.normalize(states[0].float().mean(0), dim=0).cpu())
         return torch.stack(found).numpy()
@@ -330,6 +335,8 @@ class Engine:
                 self._seeds[row] = mix(np.uint64(sampling.seed % 2**64)) + np.uint64(sequence.index)
             self._settings[row], self._finish[row], self._stops[row] = sampling.settings, 0, -1
             self._stops[row, : len(sampling.stop_ids)] = sampling.stop_ids
+            if self.adapters is not None:
+                self._row_adapters[row] = self.adapters.index(sequence.private.request.adapter)
             self._guided[row] = sequence.private.guide is not None
             self._special[row] = sampling.is_edited or sampling.is_reported or self._guided[row]
             if self.drafter is not None:
@@ -372,6 +379,11 @@ class Engine:
         size, wanted = len(request.prompt_ids), request.sampling.max_tokens if extra is None else extra
         if size == 0:
             raise DataError("the prompt is empty.", hint="give at least one token.")
+        if request.adapter and (self.adapters is None or self.adapters.index(request.adapter) < 0):
+            known = self.adapters.names if self.adapters else ()
+            raise DataError(
+                f"there is no adapter {request.adapter[:200]!r}.", hint=f"there is {', '.join(known) or 'none'}."
+            )
         if request.n < 1:
             raise DataError(f"n={request.n} must be at least 1.", hint="ask for one completion or more.")
         if size + wanted > self.max_length:

@@ -23,6 +23,8 @@ class Request:
     """Cached prompts are shared only within a tenant."""
     guide: Guide | None = None
     """What the reply must look like; each completion gets a copy of its own."""
+    adapter: str = ""
+    """Name of the adapter that speaks, one of those put beside the engine's decoder; "" for the base."""
 
 
 @dataclass(frozen=True, slots=True)

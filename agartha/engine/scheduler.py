@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from agartha.engine.blocks import BLOCK, BlockManager
+from agartha.engine.blocks import BLOCK, BlockManager, Root
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +29,8 @@ class Sequence:
     prompt: int
     limit: int
     """Tokens at which it ends."""
-    tenant: str = ""
+    root: Root = ""
+    """With whom it may share cached blocks: see `blocks`."""
     private: Any = None
     """What else belongs to the completion, kept by the engine."""
     order: int = 0
@@ -214,7 +215,7 @@ class Scheduler:
         source = max(others, key=lambda r: self.computed[r], default=None)
         spare = self._spare()
         if source is None:
-            cached = self.blocks.start(row, sequence.ids, sequence.tenant, spare)
+            cached = self.blocks.start(row, sequence.ids, sequence.root, spare)
             if cached is None:
                 return False
             if sequence.cached_tokens is None:

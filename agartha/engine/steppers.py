@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agartha.core.errors import CapacityError
+from agartha.model.adapters import adapters_of
 from agartha.model.decoder import Decoder
 from agartha.model.kernels.paged import PagedPacked
 
@@ -21,11 +22,19 @@ BLOCK = 16  # positions
 class PagedTorch:
     """The decoder itself over `num_blocks` blocks of 16 positions a layer; kept in `dtype`, the decoder's if not given.
 
+    row_adapters: int64 [R] on the CPU, the adapter of every row by `Adapters.index`, read at each step; None for the base alone.
     Raises: CapacityError when the cache does not fit in memory.
     """
 
-    def __init__(self, decoder: Decoder, num_blocks: int, dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        decoder: Decoder,
+        num_blocks: int,
+        dtype: torch.dtype | None = None,
+        row_adapters: Tensor | None = None,
+    ):
         self.decoder, self.num_blocks = decoder, num_blocks
+        self.adapters, self.row_adapters = adapters_of(decoder), row_adapters
         config, device = decoder.config, decoder.norm.weight.device
         shape = (config.num_hidden_layers, num_blocks, BLOCK, config.cache_dim)
         try:
@@ -70,6 +79,9 @@ class PagedTorch:
         for length in counts.unique().tolist():
             for some in self._split((counts == length).nonzero()[:, 0], length, positions):
                 at = order[firsts[some, None] + torch.arange(length, device=some.device)]
+                if self.adapters is not None:
+                    chosen = None if self.row_adapters is None else self.row_adapters[some.cpu()]
+                    self.adapters.choose(chosen)
                 cache = _Blocks(self.blocks, tables[some], int(positions[at].max()) + 1)
                 found[at] = self.decoder(token_ids[at], positions[at], cache=cache)
         return found[wanted]
@@ -105,6 +117,7 @@ class _Blocks:
         return blocks[self.tables[:, : (self.used + BLOCK - 1) // BLOCK]].flatten(1, 2)[:, : self.used]
 
 
-def make_paged(decoder: Decoder, num_blocks: int) -> PagedTorch | PagedPacked:
+def make_paged(decoder: Decoder, num_blocks: int, row_adapters: Tensor | None = None) -> PagedTorch | PagedPacked:
     """The fastest form that runs here."""
-    return (PagedPacked if PagedPacked.usable(decoder) else PagedTorch)(decoder, num_blocks)
+    form = PagedPacked if PagedPacked.usable(decoder) else PagedTorch
+    return form(decoder, num_blocks, row_adapters=row_adapters)

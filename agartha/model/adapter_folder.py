@@ -80,8 +80,10 @@ def read_adapter(folder: Path) -> Adapter:
     for name, entry in read_header(folder / WEIGHTS).items():
         key = KEY.fullmatch(name)
         if key is None or key[1].rpartition(".")[2] not in TARGETS:
-            raise CheckpointError(f"{where}: {name!r} is no part of an adapter we can use.",
-                                  hint=f"beside {', '.join(TARGETS)} it may stand; not at experts, embeddings, heads.")  # fmt: skip
+            raise CheckpointError(
+                f"{where}: {name!r} is no part of an adapter we can use.",
+                hint=f"beside {', '.join(TARGETS)} it may stand; not at experts, embeddings, heads.",
+            )
         found.setdefault(key[1], {})[key[2]] = entry
     if not found:
         raise CheckpointError(f"{where} holds no pairs.", hint="is it an adapter?")

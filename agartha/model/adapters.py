@@ -1,8 +1,9 @@
 """Several adapters beside one base, chosen row by row within a batch, as S-LoRA does (arXiv:2311.03285).
 
 The factors of all adapters lie in one stack per linear map; a row of the batch multiplies with its own slice, rows of the
-base with zeros. Limits: every row pays for the widest rank, a step gathers the factors of its rows, and the compiled decoder,
-which knows one set of weights, gives way to the plain one. Shapes: N adapters, B rows, T tokens, I inputs, O outputs, r rank.
+base with zeros. The compiled decoder adds each token's own factors behind the product with the weights, packed or not
+(`kernels/paged.c`). Limits of the plain form: every row pays for the widest rank, and a step gathers the factors of its rows.
+Shapes: N adapters, B rows, T tokens, I inputs, O outputs, r rank.
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,9 @@ class Adapters:
 
 class Stack(nn.Module):
     """The factors of all adapters at one linear map: A [N + 1, r, I], B [N + 1, O, r], the first of both zero."""
+
+    A: Tensor
+    B: Tensor
 
     def __init__(self, down: Tensor, up: Tensor, adapters: Adapters):
         super().__init__()

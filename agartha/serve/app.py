@@ -34,11 +34,11 @@ def build_app(models: dict[str, Served], settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        for served in models.values():
-            served.worker.start()
+        for worker in hub.workers:
+            worker.start()
         yield
-        for served in models.values():
-            served.worker.stop()
+        for worker in hub.workers:
+            worker.stop()
 
     app = FastAPI(
         title="Agartha", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False

@@ -83,7 +83,7 @@ async def _jobs(hub: Hub, body: Completion, tenant: str) -> list[Job]:
     for ids in await encode(served, body.prompt, MOST_PROMPTS, "prompt"):
         how = sampling(served, body, len(ids), body.max_tokens or DEFAULT_TOKENS, body.logprobs or 0)
         guide = await asyncio.to_thread(make_guide, served, form, False, None)
-        request = engine.Request(ids, how, body.n or 1, tenant, guide)
+        request = engine.Request(ids, how, body.n or 1, tenant, guide, served.adapter)
         prompt = served.tokenizer.decode(ids)
         made.append(
             Job(served, request, prompt, hub.timings, stop=stops(body.stop), logprobs=body.logprobs is not None)

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_args
 
 from agartha.core.errors import ConfigError, DataError
@@ -15,6 +16,7 @@ from agartha.text.chat import ChatTemplate
 from agartha.text.reply import Content, Piece, ReplyFormat, ReplyParser, Thinking
 from agartha.text.shield import encode_rendered, without_seams
 
+ADAPTER = "own"  # what the one adapter is called beside the decoder
 LENGTH = 8192  # tokens of a conversation, where the model can take as many
 
 
@@ -29,6 +31,8 @@ class Options:
     weights: Weights = "auto"
     raw: bool = False
     """Go on from the text as it is: no template, no turns."""
+    adapter: Path | None = None
+    """An adapter's folder, to speak beside the model."""
 
 
 def checked_weights(weights: str) -> Weights:
@@ -105,7 +109,8 @@ class Conversation:
                             hint="/reset forgets it; a shorter text leaves room for the reply.")  # fmt: skip
         if self.options.max_tokens is not None and self.options.max_tokens < 1:
             raise ConfigError(f"max_tokens is {self.options.max_tokens}, must be at least 1.", hint="raise it.")
-        return Request(ids, self._sampling(min(room, self.options.max_tokens or room)))
+        sampling = self._sampling(min(room, self.options.max_tokens or room))
+        return Request(ids, sampling, adapter=ADAPTER if self.options.adapter else "")
 
     def _sampling(self, max_tokens: int) -> Sampling:
         chosen: dict[str, Any] = {"temperature": 0.0} | self.loaded.defaults

@@ -51,7 +51,7 @@ def _check_lengths(served: Served, prompts: list[list[int]]) -> None:
 async def _embed(served: Served, prompts: list[list[int]]) -> np.ndarray:
     """float32 [N, H]. One text at a time between the engine's steps, so that replies go on coming."""
     async with served.worker.turn():
-        return np.concatenate([await served.worker.embed([ids]) for ids in prompts])
+        return np.concatenate([await served.worker.embed([ids], served.adapter) for ids in prompts])
 
 
 def _entry(index: int, vector: np.ndarray, as_base64: bool) -> dict[str, Any]:

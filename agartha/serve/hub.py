@@ -8,6 +8,7 @@ from agartha.serve.errors import APIError
 from agartha.serve.metrics import Timings
 from agartha.serve.served import Served
 from agartha.serve.settings import Settings
+from agartha.serve.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,11 @@ class Hub:
     models: dict[str, Served]
     settings: Settings
     timings: Timings = field(default_factory=Timings)
+
+    @property
+    def workers(self) -> list[Worker]:
+        """Each once: a model and its adapters share one."""
+        return list(dict.fromkeys(served.worker for served in self.models.values()))
 
     def model(self, name: str | None) -> Served:
         """Raises: APIError 404 for a name that is not served."""

@@ -94,7 +94,7 @@ class Engines(Collector):
     """The engines' own numbers, as they last told them."""
 
     def __init__(self, models: list["Served"]):
-        self.models = models
+        self.models = [served for served in models if not served.adapter]  # whose engine is the base's
 
     def describe(self) -> Iterator[Metric]:
         return iter(())

@@ -53,7 +53,8 @@ async def metrics(request: Request) -> Response:
 
 def _card(served: Served) -> dict[str, Any]:
     """OpenAI's fields, and what a client may want to know beyond them."""
-    return {
+    beside = {"parent": served.base} if served.adapter else {}
+    return beside | {
         "id": served.name,
         "object": "model",
         "created": served.created,

@@ -5,17 +5,20 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
 from agartha.core.errors import CapacityError, ConfigError
+from agartha.core.hashing import digest
 from agartha.engine.engine import Engine
-from agartha.engine.load import load
+from agartha.engine.load import digest_of, load
+from agartha.model.adapter_folder import CONFIG, read_adapter
+from agartha.model.adapters import put_adapters
 from agartha.serve.app import build_app
 from agartha.serve.conversation import checked_weights
 from agartha.serve.served import Served
@@ -28,13 +31,14 @@ GRACE_SECONDS = 3.0  # beyond draining, to send the last bytes
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How each model's engine is made. None: see `LENGTH` and `CACHE_ROWS`."""
+    """How each model's engine is made. None: see `LENGTH` and `CACHE_ROWS`. adapters: folders by the names of their models."""
 
     max_rows: int = 16
     max_length: int | None = None
     cache_tokens: int | None = None
     draft: str | None = None
     weights: str = "auto"
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.draft not in (None, "mtp", "lookup"):
@@ -42,31 +46,62 @@ class EngineOptions:
 
 
 def run(models: Sequence[str], names: Sequence[str], options: EngineOptions, settings: Settings) -> None:
-    """Serve until told to stop. Raises: ConfigError for two models of one name, and whatever opening a model raises."""
+    """Serve until told to stop.
+
+    Raises: ConfigError for two models of one name, or adapters beside several, and whatever opening a model raises.
+    """
     if names and len(names) != len(models):
         raise ConfigError(
             f"{len(names)} names are given for {len(models)} models.", hint="one --model-name for each, in order."
         )
+    if options.adapters and len(models) > 1:
+        raise ConfigError(f"adapters are given beside {len(models)} models.", hint="serve the one that they belong to.")
     opened: dict[str, Served] = {}
     for i, model in enumerate(models):
         say(f"loading {model} ...")
         served = open_model(model, names[i] if names else None, options, settings.queue_limit)
         if served.name in opened:
             raise ConfigError(f"two models are called {served.name!r}.", hint="name them with --model-name.")
-        opened[served.name] = served
+        opened |= with_adapters(served, options.adapters)
     listen(opened, settings)
 
 
 def open_model(model: str | Path, name: str | None, options: EngineOptions, queue_limit: int) -> Served:
-    """Raises: what `load` and `Engine` raise."""
+    """Raises: what `load`, `read_adapter`, `put_adapters` and `Engine` raise."""
     loaded = load(model, checked_weights(options.weights))
     longest = loaded.decoder.config.max_position_embeddings
     length = options.max_length or min(longest, LENGTH)
     if length > longest:
         raise ConfigError(f"--max-length is {length}, {loaded.name} was made for {longest} tokens.", hint="lower it.")
     cache = options.cache_tokens or CACHE_ROWS * length
+    if options.adapters:
+        put_adapters(loaded.decoder, {name: read_adapter(folder) for name, folder in options.adapters.items()})
     engine = Engine(loaded.decoder, options.max_rows, length, cache, draft=options.draft)  # type: ignore[arg-type]
     return Served.of(name or loaded.name, loaded, Worker(engine, queue_limit))
+
+
+def with_adapters(served: Served, adapters: Mapping[str, Path]) -> dict[str, Served]:
+    """The model and its adapters, by name. Raises: ConfigError for an adapter of the model's own name."""
+    if served.name in adapters:
+        raise ConfigError(f"the model and an adapter are called {served.name!r}.", hint="name one of them otherwise.")
+    made = {
+        name: served.beside(name, digest([served.digest, digest_of(where), digest(where / CONFIG)]))
+        for name, where in adapters.items()
+    }
+    return {served.name: served} | made
+
+
+def named_adapters(given: Sequence[str]) -> dict[str, Path]:
+    """Folders by name, from words such as NAME=FOLDER. Raises: ConfigError for another form, or a name given twice."""
+    made: dict[str, Path] = {}
+    for word in given:
+        name, _, folder = word.partition("=")
+        if not name or not folder:
+            raise ConfigError(f"--adapter is {word!r}.", hint="NAME=FOLDER, as in sums=runs/rl/adapter.")
+        if name in made:
+            raise ConfigError(f"two adapters are called {name!r}.", hint="give each its own name.")
+        made[name] = Path(folder)
+    return made
 
 
 def listen(models: dict[str, Served], settings: Settings, started: Callable[[str], None] | None = None) -> None:
@@ -101,7 +136,8 @@ class Server(uvicorn.Server):
             self.tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        drains = [served.worker.drain(self.settings.drain_seconds) for served in self.models.values()]
+        workers = dict.fromkeys(served.worker for served in self.models.values())
+        drains = [worker.drain(self.settings.drain_seconds) for worker in workers]
         draining = asyncio.gather(*drains)
         await super().shutdown(sockets)
         await draining

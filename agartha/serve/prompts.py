@@ -48,7 +48,7 @@ async def chat_job(hub: Hub, served: Served, body: Chat, tenant: str) -> Job:
     )
     return Job(
         served,
-        Request(prompt.token_ids, how, body.n or 1, tenant, guide),
+        Request(prompt.token_ids, how, body.n or 1, tenant, guide, served.adapter),
         prompt.text,
         hub.timings,
         prompt.format,

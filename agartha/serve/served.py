@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
@@ -40,6 +40,10 @@ class Served:
     digest: str
     defaults: dict[str, Any]
     worker: Worker
+    adapter: str = ""
+    """The adapter of the worker's engine that speaks under this name; "" for the base."""
+    base: str = ""
+    """Name of the model that an adapter stands beside."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @staticmethod
@@ -48,6 +52,10 @@ class Served:
         template = ChatTemplate.of(opened.template, tokenizer)
         form = ReplyFormat.detect(template.source, tokenizer)
         return Served(name, tokenizer, template, form, opened.eos_ids, opened.digest, opened.defaults, worker)
+
+    def beside(self, name: str, digest: str) -> "Served":
+        """An adapter of this model's engine as a model of its own: same engine, tokenizer, template."""
+        return replace(self, name=name, adapter=name, base=self.name, digest=digest)
 
     @property
     def fingerprint(self) -> str:

@@ -15,8 +15,10 @@ from typing import IO, Any
 
 from agartha.core.errors import AgarthaError, DataError
 from agartha.engine.load import Loaded, found_at, load
+from agartha.model.adapter_folder import read_adapter
+from agartha.model.adapters import put_adapters
 from agartha.model.open import open_source
-from agartha.serve.conversation import Conversation, Options
+from agartha.serve.conversation import ADAPTER, Conversation, Options
 from agartha.text.reply import Content, Piece, Thinking
 
 SMALL_BYTES = 2**31  # of float32 weights
@@ -54,7 +56,10 @@ def _loaded(model: str, options: Options) -> Loaded:
     SmolLM2-135M's Q4_1 file says "Paris" in float32, and in 8-bit activations "L'Étoile", here as in llama.cpp.
     """
     is_small = 4 * open_source(found_at(model)).config.num_parameters() <= SMALL_BYTES
-    return load(model, "float32" if options.weights == "auto" and is_small else options.weights)
+    loaded = load(model, "float32" if options.weights == "auto" and is_small else options.weights)
+    if options.adapter is not None:
+        put_adapters(loaded.decoder, {ADAPTER: read_adapter(options.adapter)})
+    return loaded
 
 
 class Screen:

@@ -36,7 +36,7 @@ class Steps(Protocol):
     def step(self) -> list[Event]: ...
     def abort(self, request: int) -> None: ...
     def stats(self) -> Stats: ...
-    def embed(self, prompts: Sequence[Sequence[int]]) -> np.ndarray: ...
+    def embed(self, prompts: Sequence[Sequence[int]], adapter: str = "") -> np.ndarray: ...
     @property
     def has_work(self) -> bool: ...
 
@@ -145,9 +145,9 @@ class Worker:
         finally:
             self._queued -= 1
 
-    async def embed(self, prompts: list[list[int]]) -> np.ndarray:
+    async def embed(self, prompts: list[list[int]], adapter: str = "") -> np.ndarray:
         """float32 [N, H]. Raises: APIError if the engine is dead, or what it raised."""
-        return await self.ask(lambda: self.engine.embed(prompts))
+        return await self.ask(lambda: self.engine.embed(prompts, adapter))
 
     async def alive(self, seconds: float) -> bool:
         """Whether the engine's loop answers in time."""

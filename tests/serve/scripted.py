@@ -103,7 +103,7 @@ class ScriptedEngine:
         self.rows = [row for row in self.rows if row.number != request]
         self.waiting = deque(row for row in self.waiting if row.number != request)
 
-    def embed(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    def embed(self, prompts: Sequence[Sequence[int]], adapter: str = "") -> np.ndarray:
         made = np.array([np.bincount(np.asarray(ids) % 8, minlength=8) for ids in prompts], np.float32)
         return made / np.linalg.norm(made, axis=1, keepdims=True)
 

@@ -7,7 +7,10 @@ enum { INT8 = 2, INT4 = 3 }; /* beside FLOAT32 and BFLOAT16 */
 #define WIDE 32              /* outputs of one packed block */
 #define GROUP 32             /* inputs that share a scale */
 
-typedef struct { int64_t in, out, type; const void *weight; const float *bias; } Linear;
+typedef struct { int64_t rank; const float *down, *up; } LowRank; /* down [rank][in], up [rank][out], the scale in it */
+
+/* low: what each adapter adds, from adapter 1 on, or null; only `decode_step` heeds it. */
+typedef struct { int64_t in, out, type; const void *weight; const float *bias; const LowRank *low; } Linear;
 
 int64_t matrix_bytes(int64_t in, int64_t out, int64_t type);
 

@@ -12,10 +12,20 @@ FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 ROWS = 1024  # that one call multiplies, so that converted inputs stay small
 
 
+class LowRank(ctypes.Structure):
+    """What one adapter adds to a matrix; rank 0 for nothing."""
+
+    _fields_ = [("rank", INT), ("down", POINTER), ("up", POINTER)]
+
+
 class Linear(ctypes.Structure):
     """A matrix as the kernels see it."""
 
-    _fields_ = [("in_", INT), ("out", INT), ("kind", INT), ("weight", POINTER), ("bias", POINTER)]
+    _fields_ = [
+        *[(n, INT) for n in ("in_", "out", "kind")],
+        *[(n, POINTER) for n in ("weight", "bias")],
+        ("low", ctypes.POINTER(LowRank)),
+    ]
 
 
 def kernels() -> ctypes.CDLL:

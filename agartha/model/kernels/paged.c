@@ -39,6 +39,7 @@ typedef struct {
 typedef struct {
   int64_t S, rows, width, wanted_count; /* new tokens, rows of the tables, blocks a table has room for */
   const int64_t *tokens, *positions, *row, *wanted;
+  const int64_t *adapters;              /* [S], 0 for the base, or null */
   const int32_t *tables;                /* [rows, width] */
   const float *cos_sin;                 /* [S, rope] */
   float *states, *logits;               /* [wanted_count, hidden], and [wanted_count, vocab] or null */
@@ -57,6 +58,7 @@ typedef struct { /* one a thread: what all share, and who it is */
   int32_t *first, *active;        /* [E + 1]: where an expert's pairs begin; which experts have any, and how many have */
   int64_t *stretch, stretches;    /* first tokens of the stretches, and S behind them */
   int64_t passes;                 /* the most that a stretch takes */
+  const int64_t *adapters;        /* [S] or null */
   int64_t thread, threads;
   Team *team;
 } Work;
@@ -233,6 +235,16 @@ static void attend(const Model *m, const Call *c, const Work *w, int64_t layer, 
 
 /* ---- layers: called by every thread of the team -------------------------------------------------------------------- */
 
+/* y += up (down x), for one token; x as floats whatever the type of the map. */
+static void add_low_rank(const LowRank *low, int64_t in, int64_t out, const float *x, float *y) {
+  for (int64_t r = 0; r < low->rank; r++) {
+    const float *down = low->down + r * in, *up = low->up + r * out;
+    float t = 0;
+    for (int64_t i = 0; i < in; i++) t += down[i] * x[i];
+    for (int64_t o = 0; o < out; o++) y[o] += t * up[o];
+  }
+}
+
 /* y[k] = maps[k] x, for maps of the same inputs; x is converted once for every run of maps of one type. */
 static void project(const Linear *const *maps, float *const *y, const int64_t *ldy, int count, const float *x, int64_t ldx, int64_t S,
                     const Work *w) {
@@ -244,6 +256,13 @@ static void project(const Linear *const *maps, float *const *y, const int64_t *l
       wait_for_all(w);
     }
     multiply(l, w->line, S, y[k], ldy[k], w->thread, w->threads);
+  }
+  wait_for_all(w);
+  if (!w->adapters) return;
+  EACH_TOKEN {
+    for (int k = 0; k < count; k++)
+      if (maps[k]->low && w->adapters[s])
+        add_low_rank(maps[k]->low + w->adapters[s] - 1, maps[k]->in, maps[k]->out, x + s * ldx, y[k] + s * ldy[k]);
   }
   wait_for_all(w);
 }
@@ -532,7 +551,7 @@ int decode_step(const Model *m, const Call *c, char *memory) {
   lay_out(m, c->S, c->wanted_count, seen, memory, &w);
   find_stretches(m, c, &w);
   Team team = {0};
-  w.team = &team;
+  w.team = &team, w.adapters = c->adapters;
 #pragma omp parallel num_threads(m->threads) if (c->S * m->weights > SERIAL)
   {
     Work mine = w;

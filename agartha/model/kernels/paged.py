@@ -14,8 +14,10 @@ from agartha.model.config import ModelConfig
 from agartha.model.decoder import Block, Decoder
 from agartha.model.kernels.build import library
 from agartha.model.kernels.linear import BFLOAT16, FLOAT, FLOAT32, INT, POINTER, Linear, Matrix, kernels, pointer
+from agartha.model.kernels.linear import LowRank as LowRankRecord
 from agartha.model.layers import MLP
 from agartha.model.layers import Linear as DenseLinear
+from agartha.model.lora import LowRank
 from agartha.model.moe import MoE
 from agartha.model.quantised import PackedLinear
 
@@ -49,7 +51,8 @@ class _Model(ctypes.Structure):
 class _Call(ctypes.Structure):
     _fields_ = [
         *[(n, INT) for n in ("count", "rows", "width", "wanted_count")],
-        *[(n, POINTER) for n in ("tokens", "positions", "row", "wanted", "tables", "cos_sin", "states", "logits")],
+        *[(n, POINTER) for n in ("tokens", "positions", "row", "wanted", "adapters", "tables", "cos_sin")],
+        *[(n, POINTER) for n in ("states", "logits")],
     ]
 
 
@@ -58,12 +61,18 @@ class PagedPacked:
 
     Weights that the decoder holds packed are used where they are; others are copied, to be copied again by `load_weights`.
     dtype: float32, or bfloat16 if the decoder computes in anything else: of weights that are not packed. The cache is float32
-    beside float32, and else half precision.
+    beside float32, and else half precision. row_adapters: int64 [R], as in `engine.steppers.PagedTorch`.
     Raises: CapacityError when the cache does not fit in memory.
     """
 
-    def __init__(self, decoder: Decoder, num_blocks: int, dtype: torch.dtype | None = None):
-        self.config, self.num_blocks = decoder.config, num_blocks
+    def __init__(
+        self,
+        decoder: Decoder,
+        num_blocks: int,
+        dtype: torch.dtype | None = None,
+        row_adapters: Tensor | None = None,
+    ):
+        self.config, self.num_blocks, self.row_adapters = decoder.config, num_blocks, row_adapters
         self.kind = FLOAT32 if (dtype or decoder.compute_dtype) == torch.float32 else BFLOAT16
         kept = np.float32 if self.kind == FLOAT32 else np.float16
         slots = decoder.config.num_hidden_layers * num_blocks * BLOCK
@@ -84,14 +93,16 @@ class PagedPacked:
 
     @staticmethod
     def usable(decoder: Decoder) -> bool:
-        """Whether the kernels can run this decoder here. Quantised weights met by float32 are exact only in the plain form,
-        and an adapter beside packed weights, or one of several, cannot be multiplied in."""
+        """Whether the kernels can run this decoder here. Quantised weights met by float32 are exact only in the plain form. One
+        adapter is multiplied in, which packed weights refuse; several are added, which absorbed latent attention refuses."""
         config = decoder.config
         width = (config.kv_lora_rank or 0) if config.uses_latent_attention else config.attention_head_dim
         exact = decoder.compute_dtype == torch.float32
         rounds = exact and any(m.matrix is not None and m.matrix.kind > BFLOAT16 for m in _packed(decoder))
         on_cpu = decoder.norm.weight.device.type == "cpu"
-        adapted = any(isinstance(m, Stack) or (isinstance(m, PackedLinear) and m.lora) for m in decoder.modules())
+        adapted = any(isinstance(m.lora, LowRank) for m in _packed(decoder)) or any(
+            name.endswith("kv_b_proj.lora") and isinstance(m, Stack) for name, m in decoder.named_modules()
+        )
         return on_cpu and width % 16 == 0 and not rounds and not adapted and library() is not None
 
     @torch.no_grad()
@@ -147,9 +158,11 @@ class PagedPacked:
         )
         tables, turns = tables.to(torch.int32).contiguous(), self.rope(positions)
         states = torch.empty(len(wanted), self.config.hidden_size)
+        adapters = torch.empty(0) if self.row_adapters is None else self.row_adapters[rows]
+        adapters = adapters if adapters.any() else torch.empty(0)  # the base alone
         call = _Call(
             len(token_ids), *tables.shape, len(wanted),
-            *(x.data_ptr() or None for x in (token_ids, positions, rows, wanted, tables, turns, states, logits)),
+            *(x.data_ptr() or None for x in (token_ids, positions, rows, wanted, adapters, tables, turns, states, logits)),
         )  # fmt: skip
         self.model.threads = torch.get_num_threads()
         model, call = ctypes.byref(self.model), ctypes.byref(call)
@@ -228,10 +241,24 @@ class PagedPacked:
         bias = getattr(module, "bias", None)
         matrix = module.matrix if isinstance(module, PackedLinear) else None
         if matrix is None:
-            weight = module.whole_weight if isinstance(module, DenseLinear) else module.weight
+            is_merged = isinstance(module, DenseLinear) and not isinstance(module.lora, Stack)
+            weight = module.whole_weight if is_merged else module.weight
             assert isinstance(weight, Tensor)
             matrix = Matrix.of(weight, self.kind)
-        return self._record(matrix, None if bias is None else self._keep(bias))
+        record = self._record(matrix, None if bias is None else self._keep(bias))
+        lora = getattr(module, "lora", None)
+        if isinstance(lora, Stack):
+            record.low = self._low_rank(lora)
+        return record
+
+    def _low_rank(self, stack: Stack) -> ctypes.Array:
+        """From adapter 1 on; without the zeros that fill up lower ranks."""
+        made = (LowRankRecord * (len(stack.A) - 1))()
+        for low, down, up in zip(made, stack.A[1:], stack.B[1:]):
+            used = down.any(1)
+            low.rank, low.down, low.up = int(used.sum()), self._keep(down[used]), self._keep(up[:, used].T)
+        self._kept.append(made)
+        return made
 
     def _stack(self, stack: Tensor) -> ctypes.Array:
         return (Linear * len(stack))(*(self._record(Matrix.of(matrix, self.kind)) for matrix in stack))
