@@ -84,7 +84,8 @@ class Learner:
             layer.track_balance = balances
         hidden = decoder(batch.input_ids, batch.positions, batch.document_start)
         places = _worth_computing(batch)  # [N]
-        logits = decoder.logits(hidden.flatten(0, 1).index_select(0, places))  # [N, V]
+        flat = hidden.flatten(0, 1)
+        logits = decoder.logits(flat if len(places) == len(flat) else flat.index_select(0, places))  # [N, V]
         warm = logits if objective.temperature == 1 else logits / objective.temperature
         logprobs = _laid_out(target_logprobs(warm, batch.targets.flatten()[places]), places, batch)
         divergences = None
@@ -192,6 +193,8 @@ def _worth_computing(batch: Batch) -> Tensor:
 
 def _laid_out(values: Tensor, places: Tensor, batch: Batch) -> Tensor:
     """values [N] at `places` of the flattened batch -> [B, T], 0 elsewhere."""
+    if len(values) == batch.targets.numel():
+        return values.view(batch.targets.shape)
     return values.new_zeros(batch.targets.numel()).index_copy(0, places, values).view(batch.targets.shape)
 
 
