@@ -140,6 +140,12 @@ def test_an_adapter_beside_says_what_the_merged_model_says(tmp_path: Path) -> No
         assert_same(engine.generate(asked(name)), merged.generate(asked("")))
         assert np.abs(engine.embed([[1, 2, 3]], name) - merged.embed([[1, 2, 3]])).max() < 1e-4
     assert np.abs(engine.embed([[1, 2, 3]], "one") - engine.embed([[1, 2, 3]])).max() > 1e-3
+    said = [
+        CliRunner().invoke(app, ["chat", str(tmp_path / model), "--raw", "--max-tokens", "9", *more], input="a b c")
+        for model, more in (("model", ["--adapter", str(tmp_path / "one")]), ("one merged", []), ("model", []))
+    ]
+    assert all(done.exit_code == 0 for done in said), said
+    assert said[0].output == said[1].output != said[2].output
 
 
 def test_adapters_share_no_cached_prompts(tmp_path: Path) -> None:
