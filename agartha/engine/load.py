@@ -8,6 +8,7 @@ from typing import Any
 
 from agartha.core.errors import CheckpointError
 from agartha.core.hashing import digest
+from agartha.model.config import ModelConfig
 from agartha.model.decoder import Decoder
 from agartha.model.gguf_file import GGUF
 from agartha.model.hf_folder import HFFolder
@@ -42,7 +43,7 @@ def load(path_or_name: Path | str, weights: Weights = "auto") -> Loaded:
     """
     path = found_at(path_or_name)
     source = open_source(path)
-    tokenizer = gguf_tokenizer(source.metadata) if isinstance(source, GGUF) else Tokenizer.load(path)
+    tokenizer = _tokenizer(source)
     tokenizer.check_model(source.config.vocab_size)
     generation = {} if isinstance(source, GGUF) else _json(path / "generation_config.json")
     decoder = fill_decoder(source, weights).eval()
@@ -55,6 +56,16 @@ def load(path_or_name: Path | str, weights: Weights = "auto") -> Loaded:
         digest_of(path),
         {name: generation[name] for name in SAMPLING if isinstance(generation.get(name), int | float)},
     )
+
+
+def fresh(path_or_name: Path | str, shape: ModelConfig) -> Loaded:
+    """A decoder of that shape with random weights, and all else from a model that lies there. Raises: as `load`."""
+    source = open_source(found_at(path_or_name))
+    tokenizer = _tokenizer(source)
+    generation = {} if isinstance(source, GGUF) else _json(source.folder / "generation_config.json")
+    decoder = Decoder(shape.fitted(tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id))
+    eos_ids = tuple(i for i in _eos_ids(source, tokenizer, generation) if i < decoder.config.vocab_size)
+    return Loaded(decoder, tokenizer, _template(source), eos_ids, "", "")
 
 
 def name_of(path_or_name: Path | str) -> str:
@@ -85,6 +96,10 @@ def _sampled(path: Path) -> str:
             file.seek(max(0, size - SAMPLE) * i // 15)
             hashed.update(file.read(SAMPLE))
     return hashed.hexdigest()
+
+
+def _tokenizer(source: GGUF | HFFolder) -> Tokenizer:
+    return gguf_tokenizer(source.metadata) if isinstance(source, GGUF) else Tokenizer.load(source.folder)
 
 
 def _eos_ids(source: GGUF | HFFolder, tokenizer: Tokenizer, generation: dict[str, Any]) -> tuple[int, ...]:

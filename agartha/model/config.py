@@ -14,6 +14,7 @@ from agartha.core.config import Config
 
 ModelType = Literal["deepseek_v2", "deepseek_v3", "llama", "qwen2", "qwen3", "qwen3_moe"]
 WIDTH, COUNT = 2**20, 2**12
+VOCABULARY_MULTIPLE = 64
 
 
 class ModelConfig(Config):
@@ -77,6 +78,12 @@ class ModelConfig(Config):
         rotated = self.qk_rope_head_dim if self.uses_latent_attention else self.attention_head_dim
         _require(rotated % 2 == 0, "the rotated part of a head must be even")
         return self
+
+    def fitted(self, vocab_size: int, eos_token_id: int, pad_token_id: int) -> "ModelConfig":
+        """This shape for a tokenizer of so many tokens, its rows rounded up to a multiple of 64, and its special ids."""
+        rows = -(-max(vocab_size, 2) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        ids = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+        return ModelConfig.model_validate(self.model_dump() | {"vocab_size": rows} | ids)
 
     @property
     def uses_latent_attention(self) -> bool:

@@ -14,14 +14,11 @@ from agartha.data.mixture import Mixture
 from agartha.learn.learner import Learner
 from agartha.learn.parallel import Parallel, launch
 from agartha.ledger.record import Run, record
-from agartha.model.config import ModelConfig
 from agartha.model.decoder import Decoder
 from agartha.model.hf_folder import load_model, save_model
 from agartha.pretrain.config import DataConfig, PretrainConfig
 from agartha.pretrain.train import pretrain
 from agartha.text.tokenizer import Tokenizer
-
-VOCABULARY_MULTIPLE = 64
 
 
 def run(config: PretrainConfig, folder: Path, command: Sequence[str]) -> dict[str, Any]:
@@ -100,7 +97,7 @@ def build_decoder(config: PretrainConfig, tokenizer: Tokenizer) -> Decoder:
         decoder = load_model(Path(config.start_from))
         tokenizer.check_model(decoder.config.vocab_size)
     else:
-        decoder = Decoder(fit_to(config.model, tokenizer))
+        decoder = Decoder(config.model.fitted(tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id))
     longest = decoder.config.max_position_embeddings
     if config.data.row_length > longest:
         raise ConfigError(
@@ -108,13 +105,6 @@ def build_decoder(config: PretrainConfig, tokenizer: Tokenizer) -> Decoder:
             hint="shorten the rows, or give the model more positions.",
         )
     return decoder
-
-
-def fit_to(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The model's shape with a vocabulary that holds the tokenizer's, and its special ids."""
-    rows = -(-max(tokenizer.vocab_size, 2) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    ids = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    return ModelConfig.model_validate(model.model_dump() | {"vocab_size": rows} | ids)
 
 
 def lineage(entry: Run) -> dict[str, Any]:
