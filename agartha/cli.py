@@ -83,6 +83,32 @@ def rl(settings: Settings = None, folder: Folder = None, dry_run: DryRun = False
     _program("rl", RLConfig, settings, folder, dry_run, as_json, run)
 
 
+@app.command()
+def traces(settings: Settings = None, folder: Folder = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """A data set of a teacher's answers, of which only those that a world verifies are kept."""
+    from agartha.distill.config import CollectConfig
+
+    def run(config: CollectConfig, where: Path) -> dict[str, Any]:
+        from agartha.distill import collect
+
+        return collect.run(config, where, command())
+
+    _program("traces", CollectConfig, settings, folder, dry_run, as_json, run)
+
+
+@app.command()
+def distill(settings: Settings = None, folder: Folder = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Teach a student what another model knows: from its answers, its logits, or its opinion of the student's own."""
+    from agartha.distill.config import DistillConfig
+
+    def run(config: DistillConfig, where: Path) -> dict[str, Any]:
+        from agartha.distill import program
+
+        return program.run(config, where, command())
+
+    _program("distill", DistillConfig, settings, folder, dry_run, as_json, run)
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
