@@ -1,7 +1,7 @@
 """The student's own answers as lessons: it samples, and the teacher says at every token what it thinks of it.
 
 Two signals. `divergence`: the whole distributions are compared at each token of the answer, which is GKD (arXiv:2306.13649
-eq. 4; no gradient goes through the sampling). `reverse_kl`: at the drawn tokens alone, the teacher's log-probability less the
+§3; no gradient goes through the sampling). `reverse_kl`: at the drawn tokens alone, the teacher's log-probability less the
 student's is the token's advantage, in expectation the gradient of -KL(student || teacher) at every place of the answer (MiniLLM,
 arXiv:2306.08543 §2.2, its single-step part; "On-policy distillation", Thinking Machines 2025). Both average over tokens.
 Shapes: B rows, T positions, N learnt positions.
