@@ -32,7 +32,10 @@ class Piece:
 
 
 class Loader:
-    """Endless iterator over a worker's share of each step: `rows` rows of `row_length` tokens."""
+    """Endless iterator over a worker's share of each step: `rows` rows of `row_length` tokens.
+
+    planned: tokens that this worker will read, for mixtures that change over the run; beyond them the last one stays.
+    """
 
     def __init__(
         self,
@@ -43,7 +46,10 @@ class Loader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        planned: int | None = None,
     ):
+        if planned is None and not mixture.is_steady:
+            raise ConfigError("this mixture changes over the run, whose length is not known.", hint="plan its tokens.")
         if row_length < 2 or rows < 1 or not 0 <= rank < world_size or seed < 0:
             raise ConfigError(
                 f"row_length={row_length}, rows={rows}, seed={seed}, rank={rank} of {world_size} is no valid loader.",
@@ -51,13 +57,13 @@ class Loader:
             )
         self.row_length, self.rows, self.pad_id = row_length, rows, tokenizer.pad_id
         self._streams = [source.stream(tokenizer, seed, rank, world_size) for source in mixture.sources]
-        self._weights = mixture.weights
-        settings = [mixture.digest(), tokenizer.digest(), row_length, rows, seed, rank, world_size]
+        self._mixture, self._planned = mixture, None if mixture.is_steady else planned
+        settings = [mixture.digest(), tokenizer.digest(), row_length, rows, seed, rank, world_size, self._planned]
         self._identity = digest(settings)
         self._drawn = [0] * len(self._streams)  # documents
-        self._drawn_tokens = [0] * len(self._streams)
+        self._credit = [0.0] * len(self._streams)  # tokens that a source is behind its share
         self._pool: list[Piece] = []
-        self._num_batches = self._num_tokens = 0
+        self._num_batches = self._num_tokens = self._read_tokens = 0
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -84,7 +90,8 @@ class Loader:
         return {
             "identity": self._identity,
             "drawn": list(self._drawn),
-            "drawn_tokens": list(self._drawn_tokens),
+            "credit": list(self._credit),
+            "read_tokens": self._read_tokens,
             "waiting": [[piece.source, piece.number, piece.part] for piece in self._pool],
             "num_batches": self._num_batches,
             "num_tokens": self._num_tokens,
@@ -100,7 +107,8 @@ class Loader:
                 "the saved place is in other data, or of another tokenizer, seed, batch shape or number of workers.",
                 hint="resume with the settings the run was started with, or start a new run.",
             )
-        self._drawn, self._drawn_tokens = list(state["drawn"]), list(state["drawn_tokens"])
+        self._drawn, self._credit = list(state["drawn"]), list(state["credit"])
+        self._read_tokens = state["read_tokens"]
         self._num_batches, self._num_tokens = state["num_batches"], state["num_tokens"]
         wanted = dict.fromkeys((source, number) for source, number, _ in state["waiting"])
         pieces = {place: self._pieces(*place) for place in wanted}
@@ -110,13 +118,20 @@ class Loader:
         waiting = sum(len(piece.document) for piece in self._pool)
         while waiting < (self.rows + SPARE_ROWS) * self.row_length:
             # the source that is furthest behind its share: exact, and without a random state to keep
-            source = min(range(len(self._streams)), key=lambda i: self._drawn_tokens[i] / self._weights[i])
+            now = self._mixture.read_at(self._progress())
+            source = max((i for i, _ in now), key=lambda i: self._credit[i])
             pieces = self._pieces(source, self._drawn[source])
             tokens = sum(len(piece.document) for piece in pieces)
             self._pool += pieces
             self._drawn[source] += 1
-            self._drawn_tokens[source] += tokens
+            self._credit[source] -= tokens
+            for i, share in now:
+                self._credit[i] += tokens * share
+            self._read_tokens += tokens
             waiting += tokens
+
+    def _progress(self) -> float:
+        return min(self._read_tokens / self._planned, 1 - 2**-20) if self._planned else 0.0
 
     def _pieces(self, source: int, number: int) -> list[Piece]:
         token_ids, prompt_length = self._streams[source].document(number)

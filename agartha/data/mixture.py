@@ -4,9 +4,10 @@ A weight is a source's share of the tokens. Files are hashed by content; a proce
 and first documents.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -37,7 +38,11 @@ class SourceSpec(Config):
     path: str = ""
     """A file, a folder of files, or hf:owner/name[:config]:split."""
     weight: float = Field(default=1.0, gt=0)
-    """Share of the tokens, relative to the other sources."""
+    """Share of the tokens, relative to the other sources that are read at the same time."""
+    begin: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the run's tokens from which on it is read."""
+    end: float = Field(default=1.0, gt=0, le=1)
+    """Share of the run's tokens from which on it is read no more: skills first, the final mixture last, say."""
     licence: str = "unknown"
     """Of the data; written into mixture.json."""
     fields: tuple[str, ...] = Field(default=(), max_length=2)
@@ -51,6 +56,9 @@ class SourceSpec(Config):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "SourceSpec":
+        if self.begin >= self.end:
+            raise ConfigError(f"source {self.name!r} begins at {self.begin:g} and ends at {self.end:g}.",
+                              hint="begin must be below end, both as shares of the run.")  # fmt: skip
         if self.kind == "countdown":
             given = [name for name in ("path", "fields", "exclude") if getattr(self, name)]
             if given:
@@ -122,17 +130,18 @@ class CountdownSource:
         return (_write(number, self.quality) for number in range(SAMPLE))
 
     def stream(self, tokenizer: "Tokenizer", seed: int, rank: int, world_size: int) -> Stream:
-        return CountdownStream(self.quality, tokenizer, seed, rank)
+        return CountdownStream(self.quality, tokenizer, (seed, zlib.crc32(self.spec.name.encode())), rank)
 
     def counts(self) -> dict[str, int | None]:
         return {"documents": None, "excluded": None}
 
 
 class CountdownStream:
-    """Document i of a worker is a pure function of (seed, rank, i)."""
+    """Document i of a worker is a pure function of (seed, rank, i); seed: the run's, and the source's own."""
 
-    def __init__(self, quality: "Quality", tokenizer: "Tokenizer", seed: int, rank: int):
-        self.quality, self.tokenizer, self.seed, self.rank = quality, tokenizer, seed, rank
+    def __init__(self, quality: "Quality", tokenizer: "Tokenizer", seed: tuple[int, int], rank: int):
+        self.quality, self.tokenizer, self.rank = quality, tokenizer, rank
+        self.seed = seed[0] << 32 | seed[1]
 
     def document(self, number: int) -> Encoded:
         text = _write((self.seed << 80) | (self.rank << 48) | number, self.quality)
@@ -144,8 +153,29 @@ class Mixture:
 
     def __init__(self, sources: Sequence[FileSource | CountdownSource]):
         self.sources = sources
-        total = sum(source.spec.weight for source in sources)
-        self.weights = [source.spec.weight / total for source in sources]
+        gap = next((at for at in sorted({0.0} | {s.spec.end for s in sources} - {1.0}) if not self.read_at(at)), None)
+        if gap is not None:
+            raise ConfigError(f"no source is read at {gap:g} of the run.", hint="let another begin where one ends.")
+
+    def read_at(self, progress: float) -> list[tuple[int, float]]:
+        """The sources that are read there, 0 <= progress < 1 of the run's tokens: (number, share of the tokens)."""
+        now = [(i, s.spec.weight) for i, s in enumerate(self.sources) if s.spec.begin <= progress < s.spec.end]
+        total = sum(weight for _, weight in now)
+        return [(i, weight / total) for i, weight in now]
+
+    def shares(self) -> list[float]:
+        """Of the tokens of the whole run, by source."""
+        ends = sorted({0.0, 1.0} | {s.spec.begin for s in self.sources} | {s.spec.end for s in self.sources})
+        shares = [0.0] * len(self.sources)
+        for begin, end in pairwise(ends):
+            for i, share in self.read_at(begin):
+                shares[i] += share * (end - begin)
+        return shares
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether every source is read over the whole run."""
+        return all((source.spec.begin, source.spec.end) == (0, 1) for source in self.sources)
 
     @staticmethod
     def open(
@@ -184,15 +214,19 @@ class Mixture:
                 yield text.text
 
     def card(self) -> dict[str, Any]:
-        """What mixture.json says. Documents are counted once a loader has read them; an endless source has no count."""
+        """What mixture.json says; a weight there is the share of the whole run's tokens.
+
+        Documents are counted once a loader has read them; an endless source has no count.
+        """
         return {
             "sources": [
                 {
-                    "name": source.spec.name, "kind": source.kind, "path": source.spec.path, "weight": weight,
-                    "hash": source.digest, "licence": source.spec.licence, "parameters": source.spec.parameters,
+                    "name": source.spec.name, "kind": source.kind, "path": source.spec.path, "weight": share,
+                    "read": [source.spec.begin, source.spec.end], "hash": source.digest,
+                    "licence": source.spec.licence, "parameters": source.spec.parameters,
                     **source.counts(),
                 }
-                for source, weight in zip(self.sources, self.weights)
+                for source, share in zip(self.sources, self.shares())
             ]
         }  # fmt: skip
 
@@ -202,7 +236,7 @@ class Mixture:
 
     def digest(self) -> str:
         """What makes two mixtures give the same documents."""
-        return digest([[source.digest, weight] for source, weight in zip(self.sources, self.weights)])
+        return digest([[s.digest, s.spec.weight, s.spec.begin, s.spec.end] for s in self.sources])
 
 
 def _write(number: int, quality: "Quality") -> Text:

@@ -11,6 +11,7 @@ from agartha.core.errors import ConfigError
 from agartha.core.files import write_json
 from agartha.data.loader import Loader
 from agartha.data.mixture import Mixture
+from agartha.engine.load import digest_of
 from agartha.learn.learner import Learner
 from agartha.learn.parallel import Parallel, launch
 from agartha.ledger.record import Run, record
@@ -34,7 +35,8 @@ def _worker(parallel: Parallel, config: PretrainConfig, folder: Path, command: l
     if not parallel.is_first:
         build_and_train(parallel, config, folder, None)
         return {}
-    with record(folder, "pretrain", command, config, budget=config.budget) as entry:
+    parents = [digest_of(Path(config.start_from))] if config.start_from is not None else []
+    with record(folder, "pretrain", command, config, parents, budget=config.budget) as entry:
         write_json(folder / "config.json", resolved(config))
         learner, tokenizer, mixture = build_and_train(parallel, config, folder, entry)
         extra = {"mixture.json": mixture.card(), "lineage.json": lineage(entry)}
@@ -85,6 +87,7 @@ def open_loader(
         config.seed + seed,
         rank=parallel.rank,
         world_size=parallel.world_size,
+        planned=config.tokens // parallel.world_size,
     )
 
 

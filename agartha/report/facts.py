@@ -50,7 +50,10 @@ def _mixture(mixture: Any) -> Markup:
     rows = []
     for source in sources:
         content = str(source.get("sha256") or source.get("hash") or source.get("digest") or "")
-        cells = [source.get("name", "?"), source.get("kind", ""), words.percent((source.get("weight") or 0) / whole)]
+        begin, end = source.get("read") or (0, 1)
+        when = "" if (begin, end) == (0, 1) else f", read from {begin:.0%} to {end:.0%} of the run"
+        share = words.percent((source.get("weight") or 0) / whole) + when
+        cells = [source.get("name", "?"), source.get("kind", ""), share]
         code = element("code", content[:19], title=content)
         rows.append(
             element("tr", *(element("td", cell) for cell in [*cells, source.get("licence") or "not stated", code]))

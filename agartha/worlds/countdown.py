@@ -21,6 +21,7 @@ from agartha.worlds.world import World
 
 HIGHEST_GIVEN, HIGHEST_VALUE, HIGHEST_ASKED = 20, 99, 999_999
 STEP = re.compile(r" *([0-9]{1,6}) *([-+*/]) *([0-9]{1,6}) *= *([0-9]{1,12}) *", re.ASCII)
+WRITTEN = re.compile(r"((?:[0-9]{1,3} ){2,6})-> ([0-9]{1,3}) :", re.ASCII)
 
 Move = tuple[int, str, int, int, tuple[int, ...]]  # a, operator, b, result, what is left (the result first)
 
@@ -44,6 +45,23 @@ class Countdown(World):
 
     def key(self, task: Task) -> str:
         return key_of(task.data["numbers"])
+
+    def identity(self, task: Task) -> str:
+        return f"{self.key(task)} -> {task.data['target']}"
+
+    def second_opinion(self, task: Task, completion: str) -> bool | None:
+        from agartha.worlds.second_countdown import is_right
+
+        return is_right(task.data["numbers"], task.data["target"], completion)
+
+    def opening(self, seed: int) -> str:
+        """The first number."""
+        return str(random.Random(f"{self.name} opening {seed}").randint(1, HIGHEST_GIVEN))
+
+    closing = ":"
+
+    def read_task(self, text: str) -> Task:
+        return read_problem(text, self.levels)
 
     def _draw(self, seed: int, level: int | None, wanted) -> Task:
         rng = random.Random(f"{self.name} {seed} {level}")
@@ -146,6 +164,23 @@ def problem(numbers: Sequence[int], target: int) -> Task:
     return Task("countdown", prompt, prompt, {"numbers": list(numbers), "target": target}, len(numbers))
 
 
+def read_problem(text: str, sizes: Sequence[int]) -> Task:
+    """A problem that a model wrote, of one of these sizes, solvable and not held out. Raises: WorldError "code: why"."""
+    found = WRITTEN.fullmatch(text[: MAX_CHARACTERS + 1])
+    if found is None:
+        raise WorldError(f"malformed: {text[:60]!r} is no problem.")
+    numbers, target = tuple(map(int, found[1].split())), int(found[2])
+    if len(numbers) not in sizes:
+        raise WorldError(f"wrong_size: {len(numbers)} numbers, must be one of {list(sizes)}.")
+    if not all(1 <= number <= HIGHEST_GIVEN for number in numbers) or not 1 <= target <= HIGHEST_VALUE:
+        raise WorldError(f"out_of_bounds: {text[:60]}.")
+    if touches_held_out(numbers):
+        raise WorldError("held_out: the problem, or what a first step leaves of it, is held out.")
+    if target in numbers or solve(numbers, target) is None:
+        raise WorldError(f"unsolvable: {text[:60]} has no solution, or is given away.")
+    return problem(numbers, target)
+
+
 def solve(numbers: Sequence[int], target: int) -> Node | None:
     """Any expression that uses each number once and reaches the target, fractions on the way allowed; None if there is none."""
     return _search(tuple(number(value) for value in numbers), Fraction(target), set())
@@ -239,5 +274,6 @@ def touches_held_out(numbers: tuple[int, ...]) -> bool:
     """
     if len(numbers) < 3:
         return False
-    could_be_given = all(1 <= number <= HIGHEST_GIVEN for number in numbers)
-    return (could_be_given and is_held_out(key_of(numbers))) or any(touches_held_out(m[4]) for m in moves(numbers))
+    if all(1 <= number <= HIGHEST_GIVEN for number in numbers) and is_held_out(key_of(numbers)):
+        return True
+    return len(numbers) > 3 and any(touches_held_out(m[4]) for m in moves(numbers))

@@ -146,6 +146,50 @@ def test_tokens_come_by_weight(corpus, tokenizer):
     assert share == pytest.approx(0.25, abs=0.01)
 
 
+def changing(corpus) -> Mixture:
+    """Numbers over the whole run; 999 in its middle, at twice the weight."""
+    other = corpus.with_name("other.txt")
+    other.write_text("\n\n".join(" ".join(["999"] * 11) for _ in range(50)))
+    whole = SourceSpec(name="numbers", path=str(corpus))
+    middle = SourceSpec(name="other", path=str(other), weight=2, begin=0.25, end=0.75)
+    return Mixture.open([whole, middle], cache=corpus.parent / "cache")
+
+
+def test_a_source_is_read_in_its_part_of_the_run_and_by_its_weight_there(corpus, tokenizer):
+    mixture, steps = changing(corpus), 200
+    loader = Loader(mixture, tokenizer, 64, 4, seed=0, planned=steps * 4 * 64)
+    share_at = []
+    for _ in range(4):
+        documents = [d for batch in islice(loader, steps // 4) for d in documents_in(batch, tokenizer)]
+        share_at.append(sum(len(d) for d in documents if d[0] == 999) / sum(map(len, documents)))
+    assert share_at == pytest.approx([0, 2 / 3, 2 / 3, 0], abs=0.06)  # padding reads on
+    assert mixture.shares() == pytest.approx([2 / 3, 1 / 3])
+    assert [source["read"] for source in mixture.card()["sources"]] == [[0, 1], [0.25, 0.75]]
+    after = [d for batch in islice(loader, 20) for d in documents_in(batch, tokenizer)]
+    assert not any(d[0] == 999 for d in after)  # beyond what was planned the last mixture stays
+
+
+@pytest.mark.parametrize("stop", [3, 20, 33])
+def test_a_changing_mixture_goes_on_bit_for_bit(corpus, tokenizer, stop):
+    place = {"row_length": 32, "rows": 3, "seed": 5, "planned": 40 * 96}
+    first, second = (Loader(changing(corpus), tokenizer, **place) for _ in range(2))
+    list(islice(first, stop))
+    second.restore(json.loads(json.dumps(first.state())))
+    assert all(same(one, other) for one, other in islice(zip(first, second), 50))
+    with pytest.raises(CheckpointError, match="saved place"):
+        Loader(changing(corpus), tokenizer, **place | {"planned": 10_000}).restore(first.state())
+
+
+def test_a_mixture_that_changes_needs_the_length_of_the_run_and_has_no_gap(corpus, tokenizer):
+    with pytest.raises(ConfigError, match="changes over the run"):
+        Loader(changing(corpus), tokenizer, 32, 4, seed=0)
+    late = SourceSpec(name="late", path=str(corpus), begin=0.5)
+    early = SourceSpec(name="early", path=str(corpus), end=0.4)
+    for specs, where in (([late], "at 0 of the run"), ([early, late], "at 0.4 of the run")):
+        with pytest.raises(ConfigError, match=where):
+            Mixture.open(specs, cache=corpus.parent / "cache")
+
+
 def test_held_out_problems_never_occur_and_are_counted(corpus, tokenizer):
     held_out = frozenset(problem_digest(f"Q  {i}") for i in range(100))
     mixture = open_mixture(corpus, held_out=held_out)
@@ -230,6 +274,7 @@ class Program(Config):
         ('{name = "a", path = "x", parameters = {slips = 0.1}}', "is a file and takes no parameters"),
         ('{name = "a", kind = "countdown", path = "x"}', "procedural and takes no path"),
         ('{name = "a", path = "x", weight = 0}', "greater than 0"),
+        ('{name = "a", path = "x", begin = 0.5, end = 0.5}', "begins at 0.5 and ends at 0.5"),
     ],
 )
 def test_a_source_that_contradicts_itself_is_refused(source, message):
