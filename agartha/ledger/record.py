@@ -72,6 +72,7 @@ class Run:
         self._card = card
         self._began = self._written = time.monotonic()
         self._stage: StageCounter | None = None
+        self._whole: Run | None = None
         self._before = Costs()
         for earlier in entry.attempts:
             self._before = self._before.plus(earlier)
@@ -126,6 +127,16 @@ class Run:
             with suppress(CapacityError):  # said by the next flush; here it would hide an error on its way out
                 self.flush()
 
+    @contextmanager
+    def part(
+        self, folder: Path, program: str, config: Config | dict[str, Any], parents: Sequence[str] = ()
+    ) -> Iterator["Run"]:
+        """A run within this one, recorded in a folder of its own: what it spends is spent here too, in the open stage, and this
+        run's budget is its budget. Raises: as `record`."""
+        with record(folder, program, self.entry.command, config, parents, self._card) as run:
+            run._whole, run.entry.part_of = self, self.run_id
+            yield run
+
     def seconds(self) -> float:
         """Wall-clock seconds spent so far."""
         return self._before.seconds + time.monotonic() - self._began
@@ -138,6 +149,8 @@ class Run:
         """Raises: BudgetReached once the minutes or dollars of the budget are spent."""
         try:
             self.entry.budget.check(self.seconds(), self.dollars())
+            if self._whole is not None:
+                self._whole.check_budget()
         except BudgetReached:
             self.budget_was_reached = True
             raise
@@ -215,6 +228,8 @@ class StageCounter:
         if fees is not None:
             self._stage.fees = (self._stage.fees or 0.0) + fees
             self._stage.dollars = (self._stage.dollars or 0.0) + fees
+        if (whole := self._run._whole) is not None and whole._stage is not None:
+            whole._stage.add(tokens, model_flops, hardware_flops, fees)
         self._run.flush_sometimes()
 
     def settle(self) -> None:

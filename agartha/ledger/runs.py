@@ -38,10 +38,12 @@ def list_runs(root: Path) -> list[RunRecord]:
 
 
 def total_costs(records: Iterable[RunRecord]) -> Costs:
-    """What these runs cost together, however they ended."""
-    total = Costs()
+    """What these runs cost together, however they ended; a part of a run that is among them is not counted twice."""
+    records = list(records)
+    known, total = {entry.run_id for entry in records}, Costs()
     for entry in records:
-        total = total.plus(entry.totals)
+        if entry.part_of not in known:
+            total = total.plus(entry.totals)
     return total
 
 

@@ -122,6 +122,13 @@ class RunRecord(Entry):
     config_digest: str = ""
     config: dict[str, Any] = {}
     parents: list[str] = []
+    """Ids of runs, or digests of models and data, that this one descends from."""
+    made: list[str] = []
+    """Digests of the models it left, for those that descend from it."""
+    outcome: str | None = None
+    """What came of it, in a few words, where the program says so."""
+    part_of: str | None = None
+    """Id of the run that this one is a part of, and whose costs hold its own."""
     code: CodeVersion = CodeVersion()
     machine: Machine = Machine()
     pricing: Pricing = Pricing()

@@ -17,6 +17,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from agartha.core.errors import WorldError
 from agartha.worlds.types import Task, Verdict
 from agartha.worlds.world import World
 
@@ -34,7 +35,26 @@ class VerifierFault(RuntimeError):
 
 def verify_isolated(world: World, task: Task, completion: str, time_limit_s: float) -> Verdict:
     """`world.verify` in its process. Raises: VerifierFault; the caller makes it a fault, never a reward."""
-    question = json.dumps({"task": asdict(task), "completion": completion, "limit_s": time_limit_s})
+    reply = _ask(world, {"task": asdict(task), "completion": completion}, time_limit_s)
+    return Verdict(reply["reward"], reply["reason"], reply["answer"])
+
+
+def second_opinion_isolated(world: World, task: Task, completion: str, time_limit_s: float) -> bool | None:
+    """`world.second_opinion` in its process. Raises: VerifierFault."""
+    question = {"call": "second_opinion", "task": asdict(task), "completion": completion}
+    return _ask(world, question, time_limit_s)["right"]
+
+
+def read_task_isolated(world: World, text: str, time_limit_s: float) -> Task:
+    """`world.read_task` in its process. Raises: WorldError for what is no task; VerifierFault."""
+    reply = _ask(world, {"call": "read_task", "text": text}, time_limit_s)
+    if "refused" in reply:
+        raise WorldError(reply["refused"])
+    return Task(**reply["task"])
+
+
+def _ask(world: World, content: dict[str, Any], time_limit_s: float) -> dict[str, Any]:
+    question = json.dumps(content | {"limit_s": time_limit_s})
     with _lock:
         worker = _workers.get(world.source)
         if worker is None:
@@ -46,7 +66,7 @@ def verify_isolated(world: World, task: Task, completion: str, time_limit_s: flo
             raise
     if "error" in reply:
         raise VerifierFault(reply["error"])
-    return Verdict(reply["reward"], reply["reason"], reply["answer"])
+    return reply
 
 
 class _Worker:
@@ -130,12 +150,33 @@ def serve(source: str) -> None:
 
 def _answer(world: World, question: dict[str, Any]) -> dict[str, Any]:
     try:
-        verdict = world.verify(Task(**question["task"]), question["completion"])
-        reply = {"reward": verdict.reward, "reason": verdict.reason, "answer": verdict.answer}
+        reply = _REPLIES[question.get("call", "verify")](world, question)
         json.dumps(reply)  # a reward that is no plain number is the verifier's error, not the protocol's
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return reply
+
+
+def _verified(world: World, question: dict[str, Any]) -> dict[str, Any]:
+    verdict = world.verify(Task(**question["task"]), question["completion"])
+    return {"reward": verdict.reward, "reason": verdict.reason, "answer": verdict.answer}
+
+
+def _second_opinion(world: World, question: dict[str, Any]) -> dict[str, Any]:
+    right = world.second_opinion(Task(**question["task"]), question["completion"])
+    if right is not None and not isinstance(right, bool):
+        raise TypeError(f"second_opinion returned {right!r}, must be True, False or None")
+    return {"right": right}
+
+
+def _read_task(world: World, question: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"task": asdict(world.read_task(question["text"]))}
+    except WorldError as error:
+        return {"refused": error.message}
+
+
+_REPLIES = {"verify": _verified, "second_opinion": _second_opinion, "read_task": _read_task}
 
 
 if __name__ == "__main__":

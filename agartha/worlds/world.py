@@ -62,6 +62,28 @@ class World:
         """What makes two tasks the same for holding out."""
         return task.prompt
 
+    def identity(self, task: Task) -> str:
+        """What makes two tasks the same for counting how many there are."""
+        return task.prompt
+
+    def second_opinion(self, task: Task, completion: str) -> bool | None:
+        """Whether a program that shares nothing with `verify` finds the answer right; None where there is none."""
+        return None
+
+    def opening(self, seed: int) -> str:
+        """What a model goes on from to write a task of its own, the same for the same seed."""
+        raise WorldError(f"world {self.name!r} takes no tasks from models.", hint="define opening and read_task.")
+
+    closing = ""
+    """The word that ends a task which a model writes."""
+
+    def read_task(self, text: str) -> Task:
+        """The task that a model wrote, opening and closing included, if a program finds it well-formed and solves it.
+
+        Raises: WorldError "code: why" for anything else, whatever the text.
+        """
+        raise WorldError(f"world {self.name!r} takes no tasks from models.", hint="define opening and read_task.")
+
     def spec(self) -> dict[str, Any]:
         """Name, version, digest of the source, levels, names of the rewards."""
         try:
