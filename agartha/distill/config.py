@@ -79,6 +79,8 @@ class TracesConfig(Config):
     """Solved training tasks of the easiest level that the teacher is shown before every task; the student is not."""
     max_rows: int = Field(default=128, ge=1)
     """Answers our engine draws at the same time."""
+    portion_s: float = Field(default=20.0, gt=0)
+    """Seconds of our engine's work between two looks at the budget, and the most that a kill may lose."""
 
     world: str = "countdown"
     """World that gives the tasks and judges the answers."""

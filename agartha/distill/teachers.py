@@ -22,7 +22,6 @@ from agartha.text.tokenizer import Tokenizer
 from agartha.worlds.types import Task
 from agartha.worlds.world import World
 
-PORTION_S = 20.0  # seconds of work that a kill may lose
 SMALLEST, LARGEST = 2, 64  # rows' worth of questions in a portion: a portion's last answers leave rows empty
 
 
@@ -129,9 +128,9 @@ class EngineTeacher:
         return Answer(self.prompts.decode(ids), ids, prompt, len(ids), completion.finish, self.name)
 
     def _adapt(self, asked: int, seconds: float) -> None:
-        """The next portion takes about `PORTION_S`. What is answered does not depend on it."""
+        """The next portion takes about `portion_s`. What is answered does not depend on it."""
         rows = self.config.max_rows
-        wanted = int(asked * min(4.0, PORTION_S / max(seconds, 1e-3)))
+        wanted = int(asked * min(4.0, self.config.portion_s / max(seconds, 1e-3)))
         self.portion = max(SMALLEST * rows, min(LARGEST * rows, wanted))
 
 

@@ -111,7 +111,7 @@ def train(config: DistillConfig, learner: Learner, course: Course, folder: Path,
         while step < total:
             batch, objective, facts, sampled = lesson(config, learner, course, step)
             numbers = learner.forward_backward([batch], objective)
-            progress = (step + 1) / total
+            progress = session.progress(step + 1, total, config.schedule)
             scale = lr_scale(progress, config.schedule)
             balances = config.lora is None and progress < config.balance_until
             numbers |= learner.optim_step(scale, balance=balances)

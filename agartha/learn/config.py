@@ -56,6 +56,9 @@ class OptimizerConfig(Config):
 class ScheduleConfig(Config):
     """Warm-up, stable, decay, as shares of the whole run."""
 
+    over: Literal["steps", "budget"] = "steps"
+    """What is shared out: the steps, or the run's budget where that ends first. By budget the decay is over exactly when the
+    time or money is, on any machine; but the same run on another machine is then not the same."""
     warmup: float = Field(default=0.02, ge=0, le=1)
     """Share of the run with a linearly rising scale."""
     decay: float = Field(default=0.5, ge=0, le=1)

@@ -17,6 +17,7 @@ from agartha.core.errors import BudgetReached, Interrupted
 from agartha.core.metrics import Metrics
 from agartha.core.progress import bar
 from agartha.learn.checkpoint import TrainingState
+from agartha.learn.config import ScheduleConfig
 from agartha.learn.learner import Learner
 from agartha.ledger.record import Run
 
@@ -31,6 +32,7 @@ class Session:
         self.metrics = Metrics(folder) if run is not None else None
         self._interrupted = False
         self._since = time.monotonic()
+        self._spent = self._last_spent = 0.0  # shares of the budget
 
     def resume(self) -> TrainingState | None:
         """Go back to the last saved step of this stage, and forget what was logged after it."""
@@ -46,6 +48,8 @@ class Session:
         stage = self.run.stage(self.stage) if self.run else None
         try:
             self._counter = stage.__enter__() if stage else None
+            self._vote()
+            self._last_spent = self._spent
             with bar(self.stage, total, unit) as self._bar:
                 self._bar.advance(first)
                 yield self
@@ -55,6 +59,12 @@ class Session:
                 stage.__exit__(None, None, None)
             if self.metrics is not None:
                 self.metrics.close()
+
+    def progress(self, step: int, total: int, schedule: ScheduleConfig) -> float:
+        """Share of the run that is behind after step `step` (from 1), the same for every worker; see `ScheduleConfig.over`."""
+        if schedule.over == "steps":
+            return step / total
+        return min(1.0, max(step / total, 2 * self._spent - self._last_spent))  # this step takes what the last one took
 
     def end_step(
         self, step: int, numbers: dict[str, Any], tokens: int, flops: float, keep: dict[str, Any], last: bool = False
@@ -92,12 +102,15 @@ class Session:
         self._interrupted = True
 
     def _vote(self) -> tuple[bool, bool]:
-        over = False
+        """Whether anyone was interrupted, and whether the budget is spent; how much of it is becomes known to all."""
+        over, spent = False, 0.0
         if self.run:
+            spent = self.run.budget_share()
             try:
                 self.run.check_budget()
             except BudgetReached:
                 over = True
-        votes = torch.tensor([float(self._interrupted), float(over)], device=self.parallel.device)
+        votes = torch.tensor([float(self._interrupted), float(over), spent], device=self.parallel.device)
         self.parallel.all_reduce_sum([votes])
+        self._spent, self._last_spent = float(votes[2]), self._spent
         return bool(votes[0]), bool(votes[1])

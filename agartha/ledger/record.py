@@ -145,6 +145,10 @@ class Run:
         """Dollars spent so far by the rate card, and fees; None if there are none and no price is stated for the device."""
         return self._before.plus(self._spent(None)).dollars
 
+    def budget_share(self) -> float:
+        """How much of the budget is spent; 0 without one."""
+        return self.entry.budget.share(self.seconds(), self.dollars())
+
     def check_budget(self) -> None:
         """Raises: BudgetReached once the minutes or dollars of the budget are spent."""
         try:

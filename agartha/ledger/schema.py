@@ -27,6 +27,13 @@ class BudgetConfig(Config):
     minutes: float | None = Field(default=None, gt=0)
     dollars: float | None = Field(default=None, gt=0)
 
+    def share(self, seconds: float, dollars: float | None) -> float:
+        """How much of it is spent, by the limit that is nearer; 0 without a limit, above 1 beyond it."""
+        shares = [seconds / (60 * self.minutes)] if self.minutes is not None else []
+        if self.dollars is not None and dollars is not None:
+            shares.append(dollars / self.dollars)
+        return max(shares, default=0.0)
+
     def check(self, seconds: float, dollars: float | None) -> None:
         """Raises: BudgetReached once the time or the money spent reaches its limit."""
         if self.minutes is not None and seconds >= 60 * self.minutes:

@@ -30,7 +30,7 @@ def pretrain(
     with session.steps(step, total):
         for batch in loader if step < total else ():
             metrics = learner.forward_backward([batch])
-            progress = (step + 1) / total
+            progress = session.progress(step + 1, total, config.schedule)
             scale = lr_scale(progress, config.schedule)
             metrics |= learner.optim_step(scale, balance=progress < config.balance_until)
             step, seen = step + 1, seen + per_step

@@ -68,7 +68,8 @@ def train(config: RLConfig, learner: Learner, setting: Setting, folder: Path, ru
         while step < config.steps:
             groups = collect(config, learner, setting, curriculum, step)
             batches, facts = lesson(config, learner, setting, groups)
-            numbers = update(config, learner, batches, step)
+            progress = session.progress(step + 1, config.steps, config.schedule)
+            numbers = update(config, learner, batches, progress)
             step += 1
             numbers |= facts | step_metrics(groups, learner.parallel, config.sampling.max_tokens)
             tokens, flops = count(groups, batches, learner)
@@ -195,7 +196,7 @@ def shaped_reward(attempt: Attempt, config: RLConfig) -> float | None:
     return attempt.reward + soft_overlong_penalty(attempt.length, limit, config.sampling.overlong_buffer)
 
 
-def update(config: RLConfig, learner: Learner, batches: list[Batch], step: int) -> dict[str, float]:
+def update(config: RLConfig, learner: Learner, batches: list[Batch], progress: float) -> dict[str, float]:
     """One optimizer step for each batch."""
     algorithm = ALGORITHMS[config.algorithm]
     low, high = (algorithm.clip[i] if own is None else own for i, own in enumerate((config.clip_low, config.clip_high)))
@@ -206,7 +207,7 @@ def update(config: RLConfig, learner: Learner, batches: list[Batch], step: int) 
         config.updates_per_rollout,
     )
     objective = Objective(LossTerms(policy=1.0, divergence=config.kl_weight), loss, config.sampling.temperature)
-    scale = lr_scale((step + 1) / config.steps, config.schedule)
+    scale = lr_scale(progress, config.schedule)
     history = []
     for batch in batches:
         metrics = learner.forward_backward([batch], objective)

@@ -285,3 +285,10 @@ def test_a_run_of_another_machine_is_aborted_once_it_was_silent_for_an_hour(
 def test_the_ledger_imports_without_torch() -> None:
     program = "import agartha.ledger.record, agartha.ledger.runs, sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_budget_knows_how_much_of_it_is_spent_by_the_limit_that_is_nearer() -> None:
+    assert BudgetConfig().share(1e9, 1e9) == 0.0
+    assert BudgetConfig(minutes=2).share(60, None) == 0.5
+    assert BudgetConfig(minutes=2, dollars=1).share(60, 0.75) == 0.75
+    assert BudgetConfig(dollars=1).share(60, None) == 0.0
