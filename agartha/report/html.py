@@ -17,10 +17,12 @@ from typing import Any
 
 from agartha.core.files import write_atomic
 from agartha.report import costs, facts, results
+from agartha.report.generations import generations
 from agartha.report.markup import Markup, element, join
 
 _ORDER = (
     ("Before and after", results.before_and_after),
+    ("Generations", generations),
     ("How it learned", results.curves),
     ("The same problems, before and after", results.transcripts),
     ("What it cost", costs.costs),
