@@ -30,9 +30,8 @@ from agartha.rl.config import RLConfig
 from agartha.rl.curriculum import Curriculum
 from agartha.rl.losses import ALGORITHMS, soft_overlong_penalty, token_weights, truncated_importance
 from agartha.rl.metrics import step_metrics
-from agartha.rl.rollout import Attempt, rollout
+from agartha.rl.rollout import Attempt, question, rollout
 from agartha.text.prompt_format import PromptFormat
-from agartha.worlds.types import Task
 from agartha.worlds.world import World
 
 MARGIN = 4  # rows are longer than the longest episode by this factor, so that packing leaves little padding
@@ -85,12 +84,14 @@ def collect(
     """This worker's groups of one step; groups that teach nothing are replaced by fresh ones, a bounded number of times."""
     parallel, groups = learner.parallel, []
     wanted = config.prompts_per_step // parallel.world_size
+    room = learner.sampler.max_length - config.sampling.max_tokens
     for attempt in range(1 + config.sampling.max_refills):
         levels = curriculum.draw(step * 100 + attempt, config.prompts_per_step)
         mine = range(parallel.rank, config.prompts_per_step, parallel.world_size)
-        tasks = [draw(setting.world, levels[i], (config.seed, step, attempt, i)) for i in mine]
+        numbers = [number_of(config.seed, step, attempt, i, "task") for i in mine]
+        asked = [question(setting.world, setting.prompts, levels[i], n, room) for i, n in zip(mine, numbers)]
         seeds = [number_of(config.seed, step, attempt, i, "sample") for i in mine]
-        fresh = rollout(learner, setting.world, setting.prompts, tasks, seeds, config)
+        fresh = rollout(learner, setting.world, setting.prompts, asked, seeds, config)
         remember(
             curriculum, parallel.all_gather_object([(g[0].episode.task.level, [a.reward for a in g]) for g in fresh])
         )
@@ -99,10 +100,6 @@ def collect(
         if max(parallel.all_gather_object(short))[0] <= 0:
             break
     return groups
-
-
-def draw(world: World, level: int, address: tuple[int, ...]) -> Task:
-    return world.task(number_of(*address, "task"), level)
 
 
 def number_of(*address: Any) -> int:

@@ -29,6 +29,7 @@ from agartha.model.lora import add_lora, pairs
 from agartha.model.lora_config import LoraConfig
 from agartha.rl.config import RLConfig
 from agartha.rl.program import prompts_of, run
+from agartha.rl.rollout import question
 from agartha.rl.train import Setting, prepared
 from agartha.text.prompt_format import PromptFormat
 from agartha.text.tokenizer import Tokenizer
@@ -207,13 +208,30 @@ def test_tasks_are_put_as_the_model_was_taught_to_read_them(base: Path) -> None:
     [
         (['chat="off"', 'system="x"'], "system prompt"), (['weights="bfloat16"'], "bfloat16"), (["lora.rank=0"], "rank"),
         (['lora.targets=["kv_b_proj"]'], "kv_b_proj"), (['lora.targets=["experts"]'], "experts"),
-        (["sampling.max_prompt_tokens=4"], "positions"), (["model="], "no model"), (["model=nowhere"], "nowhere"),
+        (["sampling.max_prompt_tokens=4"], "max_prompt_tokens"), (["model="], "no model"), (["model=nowhere"], "nowhere"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_said_before_anything_is_trained(base: Path, change: list[str], word: str) -> None:
     with pytest.raises(AgarthaError, match=word):
         reinforce(base, "run", *change)
     assert not list((base.parent / "run").glob("states/*"))
+
+
+def test_what_is_too_long_to_be_asked_gives_way_to_another_task_and_then_to_an_easier_level(base: Path) -> None:
+    (base.parent / "vowels.py").write_text(
+        WORLD.replace(", {seed % 7}", "{' and again' * (seed % 2 + 40 * level)}") + "\nlevels = (0, 1)\n"
+    )
+    world, prompts = load_world(str(base.parent / "vowels.py")), PromptFormat.plain(load(base).tokenizer)
+    short, long = (len(prompts.encode(world.task(seed, 0).prompt)) for seed in (2, 1))
+    assert short < long
+    for seed in range(20):
+        asked = question(world, prompts, 0, seed, short)
+        assert len(asked.prompt_ids) == short and asked == question(world, prompts, 0, seed, short)
+        assert question(world, prompts, 0, seed, long).task == world.task(seed, 0)
+        assert question(world, prompts, 1, seed, long).task.level == 0
+        assert question(world, prompts, 1, seed, 2000).task.level == 1
+    with pytest.raises(ConfigError, match="easiest"):
+        question(world, prompts, 1, 0, short - 1)
 
 
 def test_a_chat_needs_a_template(base: Path) -> None:
