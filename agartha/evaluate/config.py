@@ -5,6 +5,18 @@ from pydantic import Field, model_validator
 from agartha.core.config import Config
 
 
+class HeldOutConfig(Config):
+    """The fresh problems that models are asked at the end, never seen in training."""
+
+    problems: int = Field(default=1000, ge=10)
+    """Distinct problems of each level."""
+    levels: tuple[int, ...] = Field(default=(3, 4), min_length=1)
+    max_tokens: int = Field(default=400, ge=8)
+    """Longest answer, in tokens."""
+    seed: int = 20260101
+    """Decides the problems; the same for every training seed, and used for nothing but the last measurement."""
+
+
 class EvalConfig(Config):
     """How a model is asked."""
 

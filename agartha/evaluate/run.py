@@ -9,6 +9,8 @@ from agartha.engine.engine import Engine
 from agartha.engine.request import Request
 from agartha.engine.sampler import Sampling
 from agartha.evaluate.statistics import bootstrap_interval, pass_at_k
+from agartha.learn.parallel import Parallel
+from agartha.text.prompt_format import PromptFormat
 from agartha.text.tokenizer import Tokenizer
 from agartha.worlds.types import Task
 from agartha.worlds.world import World, judge
@@ -33,7 +35,7 @@ class Record:
 
 def evaluate(
     engine: Engine,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | PromptFormat,
     world: World,
     tasks: Sequence[Task],
     sampling: Sampling,
@@ -42,22 +44,24 @@ def evaluate(
 ) -> list[list[Record]]:
     """`samples` records for each task, in order; a task whose words the tokenizer does not know gets none.
 
-    forced_prefix: words put in the model's mouth; they count as part of its answer. Seeds derive from the task's number.
+    tokenizer: of a model that is asked in plain text, or how else it is asked. forced_prefix: words put in the model's mouth;
+    they count as part of its answer. Seeds derive from the task's number.
     """
+    prompts = tokenizer if isinstance(tokenizer, PromptFormat) else PromptFormat.plain(tokenizer)
     requests, asked = [], []
     for number, task in enumerate(tasks):
         try:
-            prompt = tokenizer.encode(f"{task.prompt} {forced_prefix}".strip() if forced_prefix else task.prompt)
+            prompt = prompts.encode(f"{task.prompt} {forced_prefix}".strip() if forced_prefix else task.prompt)
         except DataError:
             continue
-        own = replace(sampling, seed=sampling.seed + number, stop_ids=(tokenizer.eos_id,))
+        own = replace(sampling, seed=sampling.seed + number, stop_ids=prompts.stop_ids)
         requests.append(Request(prompt, own, samples))
         asked.append(number)
     found: list[list[Record]] = [[] for _ in tasks]
     for number, group in zip(asked, engine.generate(requests)):
         for completion in group:
-            ids = [i for i in completion.token_ids if i != tokenizer.eos_id]
-            text = f"{forced_prefix} {tokenizer.decode(ids)}".strip() if forced_prefix else tokenizer.decode(ids)
+            text = prompts.decode(completion.token_ids)
+            text = f"{forced_prefix} {text}".strip() if forced_prefix else text
             episode = judge(world, tasks[number], text, JUDGE_SECONDS)
             verdict = episode.verdict
             found[number].append(
@@ -72,6 +76,25 @@ def evaluate(
                 )
             )
     return found
+
+
+def evaluate_together(
+    parallel: Parallel,
+    engine: Engine,
+    tokenizer: Tokenizer | PromptFormat,
+    world: World,
+    tasks: Sequence[Task],
+    sampling: Sampling,
+    forced_prefix: str = "",
+) -> list[list[Record]]:
+    """As `evaluate`, each worker asking its share of the tasks; all of them return all records."""
+    rank, ranks = parallel.rank, parallel.world_size
+    own_seeds = replace(sampling, seed=sampling.seed + rank * 10**6)
+    own = evaluate(engine, tokenizer, world, tasks[rank::ranks], own_seeds, forced_prefix=forced_prefix)
+    groups: list[list[Record]] = [[] for _ in tasks]
+    for other, share in enumerate(parallel.all_gather_object(own)):
+        groups[other::ranks] = share
+    return groups
 
 
 def summarise(groups: Sequence[Sequence[Record]], k: Sequence[int] = (1,), seed: int = 0) -> dict[str, Any]:

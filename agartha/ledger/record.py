@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agartha.core.config import Config, resolved
-from agartha.core.errors import AgarthaError, BudgetReached, CapacityError, ConfigError
+from agartha.core.errors import AgarthaError, BudgetReached, CapacityError, ConfigError, DataError
 from agartha.core.files import write_json
 from agartha.core.hashing import digest
 from agartha.ledger.energy import EnergyMeter
@@ -49,6 +49,7 @@ def record(
     entry.command = command if isinstance(command, str) else shlex.join(command)
     entry.config, entry.config_digest = plain, digest(plain)
     entry.parents = list(dict.fromkeys([*entry.parents, *parents]))
+    entry.part_of = entry.part_of or _surrounding(folder)
     entry.code, entry.machine = describe_code(), describe_machine()
     entry.budget = budget or BudgetConfig()
     card = rate_card if isinstance(rate_card, RateCard) else load_rate_card(rate_card)
@@ -261,6 +262,18 @@ def _open_entry(folder: Path, program: str) -> RunRecord:
             raise ConfigError(f"{folder} is in use by process {last.process.pid}", "wait, or choose another folder")
         last.status, last.ended = "aborted", entry.updated
     return entry
+
+
+def _surrounding(folder: Path) -> str | None:
+    """Id of the run that is going on in a folder around this one: what its program starts is a part of it."""
+    around = next((path for path in folder.resolve().parents if (path / FILE_NAME).is_file()), None)
+    if around is None:
+        return None
+    with suppress(DataError):
+        entry = read_record(around)
+        if entry.status == "running" and entry.attempts and is_running(entry.attempts[-1].process):
+            return entry.run_id
+    return None
 
 
 def _how_it_ended(error: BaseException) -> tuple[Status, str | None]:

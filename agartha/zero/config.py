@@ -4,6 +4,7 @@ from pydantic import Field, model_validator
 
 from agartha.core.config import Config
 from agartha.core.errors import ConfigError
+from agartha.evaluate.config import HeldOutConfig
 from agartha.ledger.schema import BudgetConfig
 from agartha.pretrain.config import PretrainConfig
 from agartha.rl.config import RLConfig
@@ -18,18 +19,6 @@ class ControlsConfig(Config):
     """Words put in the mouth of the base model; empty to leave that control out."""
     more_pretraining: bool = True
     """Go on pretraining the base model for as long as reinforcement learning took."""
-
-
-class HeldOutConfig(Config):
-    """The fresh problems both models are asked, never seen in training."""
-
-    problems: int = Field(default=1000, ge=10)
-    """Distinct problems of each level."""
-    levels: tuple[int, ...] = (3, 4)
-    max_tokens: int = Field(default=400, ge=8)
-    """Longest answer, in tokens."""
-    seed: int = 20260101
-    """Decides the problems; the same for every training seed, and used for nothing but the last measurement."""
 
 
 class ZeroConfig(Config):

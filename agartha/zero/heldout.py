@@ -8,11 +8,11 @@ from typing import Any
 from agartha.core.files import write_json
 from agartha.engine.engine import Engine
 from agartha.engine.sampler import Sampling
-from agartha.evaluate.run import Record, evaluate, heldout_tasks, summarise
+from agartha.evaluate.config import HeldOutConfig
+from agartha.evaluate.run import Record, evaluate_together, heldout_tasks, summarise
 from agartha.learn.parallel import Parallel
 from agartha.text.tokenizer import Tokenizer
 from agartha.worlds.world import World
-from agartha.zero.config import HeldOutConfig
 
 TRANSCRIPTS = 12
 
@@ -51,16 +51,10 @@ class Examiner:
             write_json(self.path, self.results)
 
     def _level(self, engine: Engine, question: Question, level: int) -> dict[str, Any]:
-        tasks, ranks = self.tasks[level], self.parallel.world_size
-        sampling = Sampling(
-            question.temperature, max_tokens=self.config.max_tokens, seed=self.config.seed + self.parallel.rank * 10**6
+        sampling = Sampling(question.temperature, max_tokens=self.config.max_tokens, seed=self.config.seed)
+        groups = evaluate_together(
+            self.parallel, engine, self.tokenizer, self.world, self.tasks[level], sampling, question.forced
         )
-        mine = tasks[self.parallel.rank :: ranks]
-        own = evaluate(engine, self.tokenizer, self.world, mine, sampling, forced_prefix=question.forced)
-        shares = self.parallel.all_gather_object(own)
-        groups: list[list[Record]] = [[] for _ in tasks]
-        for rank, share in enumerate(shares):
-            groups[rank::ranks] = share
         return summarise(groups) | {"transcripts": [_transcript(g[0]) for g in groups[:TRANSCRIPTS] if g]}
 
 

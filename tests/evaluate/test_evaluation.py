@@ -11,8 +11,10 @@ from agartha.data.countdown import WORDS
 from agartha.engine.engine import Engine
 from agartha.engine.sampler import Sampling
 from agartha.evaluate.program import read_problems
-from agartha.evaluate.run import evaluate, heldout_tasks, summarise
+from agartha.evaluate.run import evaluate, evaluate_together, heldout_tasks, summarise
 from agartha.evaluate.statistics import bootstrap_interval, pass_at_k, wilson_interval
+from agartha.learn.parallel import Parallel
+from agartha.text.prompt_format import PromptFormat
 from agartha.text.tokenizer import Tokenizer
 from agartha.worlds.countdown import Countdown, problem
 
@@ -55,6 +57,17 @@ def test_every_attempt_has_its_record_and_unknown_words_have_none() -> None:
     assert scores["n"] == 3 and scores["judged"] == 2 and scores["accuracy"] == 0 and scores["pass@2"] == 0
     forced = evaluate(Engine(decoder, 4, 40), tokenizer, Countdown(), tasks[:1], sampling, forced_prefix="<think>")
     assert forced[0][0].completion.startswith("<think>")
+
+
+def test_workers_share_the_problems_and_a_prompt_format_decides_how_they_are_put() -> None:
+    tokenizer = Tokenizer.from_words(WORDS)
+    engine = Engine(random_decoder(EXPERTS | {"vocab_size": 128}), 4, 60)
+    tasks, sampling = heldout_tasks(Countdown(), 3, 5, seed=7), Sampling(max_tokens=10, seed=3)
+    alone = evaluate(engine, tokenizer, Countdown(), tasks, sampling)
+    assert evaluate_together(Parallel(), engine, tokenizer, Countdown(), tasks, sampling) == alone
+    assert evaluate(engine, PromptFormat.plain(tokenizer), Countdown(), tasks, sampling) == alone
+    shown = PromptFormat(tokenizer, None, (tokenizer.eos_id,), None, (("1 2 -> 3 :", "<answer> 1 + 2 </answer>"),))
+    assert evaluate(engine, shown, Countdown(), tasks, sampling) != alone
 
 
 @pytest.mark.parametrize(
