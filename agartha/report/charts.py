@@ -49,7 +49,7 @@ def line_chart(title: str, points: Points, x_label: str = "step") -> Markup:
         curves.append(_path(running_mean(placed, len(placed) // 24), "line"))
     picture = element(
         "svg",
-        *_axes(x_scale, x_ticks, y_scale, y_ticks, x_label),
+        *axes(x_scale, x_ticks, y_scale, y_ticks, x_label),
         *curves,
         *_hovers(thinned, placed, x_label),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -107,7 +107,8 @@ def running_mean(points: Points, reach: int) -> list[tuple[float, float]]:
     return smoothed
 
 
-def _axes(x_scale: Scale, x_ticks: list[float], y_scale: Scale, y_ticks: list[float], x_label: str) -> list[Markup]:
+def axes(x_scale: Scale, x_ticks: list[float], y_scale: Scale, y_ticks: list[float], x_label: str) -> list[Markup]:
+    """Lines across at the y ticks, and both labels."""
     parts = []
     for value in y_ticks:
         y = f"{y_scale(value):.1f}"

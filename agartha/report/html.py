@@ -4,6 +4,7 @@
     title, command, seed, seconds, dollars, peak_memory_bytes, status
     stages      [{name, seconds, device_seconds, tokens, flops or model_flops, joules, dollars}]
     heldout     {set: {n, base: {accuracy, low, high, tokens, greedy}, zero: {...}, controls: {name: {...}}}}
+    comparison  {verdict, rows, start, teacher, ...}: see compare/story.py
     transcripts [{prompt, base, base_verdict, zero, zero_verdict}], a verdict being {reward, reason} or a text
     mixture     {sources: [{name, kind, path, weight, sha256 or hash, licence}]}
     reward, optimizer (in words), interval (of the held-out accuracies), config, machine, code, parents, limits
@@ -16,11 +17,12 @@ from string import Template
 from typing import Any
 
 from agartha.core.files import write_atomic
-from agartha.report import costs, facts, results
+from agartha.report import comparison, costs, facts, results
 from agartha.report.generations import generations
 from agartha.report.markup import Markup, element, join
 
 _ORDER = (
+    ("The same money, several ways", comparison.comparison),
     ("Before and after", results.before_and_after),
     ("Generations", generations),
     ("How it learned", results.curves),

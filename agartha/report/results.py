@@ -4,6 +4,7 @@ from typing import Any
 
 from agartha.report import words
 from agartha.report.charts import chart_grid, interval_bar, line_chart
+from agartha.report.comparison import headline as verdict
 from agartha.report.costs import is_number, spent
 from agartha.report.markup import Markup, element, join
 
@@ -27,6 +28,8 @@ def headline(report: Report) -> Markup:
     scored = [(name, held) for name, held in _heldout(report) if _has_score(held, "base") and _has_score(held, "zero")]
     gains = [_gain(name, held) for name, held in scored]
     cost = spent(report)
+    if told := verdict(report):
+        return join(told, element("p", cost, class_="spent") if cost else "")
     if not gains:
         return element("p", cost, class_="headline") if cost else Markup()
     others = element("p", *gains[1:], class_="spent") if gains[1:] else ""
