@@ -295,14 +295,17 @@ def test_a_budget_knows_how_much_of_it_is_spent_by_the_limit_that_is_nearer() ->
 
 
 def test_what_a_program_starts_in_its_own_folder_is_a_part_of_it_and_counted_once(tmp_path: Path) -> None:
-    with record(tmp_path / "whole", "compare", "c", {}, rate_card=CARD) as whole:
-        with record(tmp_path / "whole" / "way" / "first", "rl", "r", {}, rate_card=CARD) as part:
-            time.sleep(0.05)
+    first = tmp_path / "whole" / "way" / "first"
+    with (
+        record(tmp_path / "whole", "compare", "c", {}, rate_card=CARD) as whole,
+        record(first, "rl", "r", {}, rate_card=CARD) as part,
+    ):
+        time.sleep(0.05)
     with record(tmp_path / "whole" / "way" / "later", "rl", "r", {}, rate_card=CARD) as later:
         pass
-    with record(tmp_path / "whole" / "way" / "first", "rl", "r", {}, rate_card=CARD):
+    with record(first, "rl", "r", {}, rate_card=CARD):
         pass
     assert (part.entry.part_of, later.entry.part_of) == (whole.run_id, None)
-    assert read_record(tmp_path / "whole" / "way" / "first").part_of == whole.run_id
+    assert read_record(first).part_of == whole.run_id
     costs = total_costs(list_runs(tmp_path))
     assert costs.seconds == pytest.approx(whole.entry.totals.seconds + later.entry.totals.seconds)
