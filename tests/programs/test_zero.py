@@ -57,8 +57,9 @@ def test_model_opens_in_transformers_with_the_same_greedy_answers(run: Path) -> 
 
 
 def test_everything_that_shaped_the_model_is_beside_it(run: Path) -> None:
-    mixture = json.loads((run / "model" / "mixture.json").read_text())["sources"][0]
-    assert mixture["hash"].startswith("sha256:") and mixture["licence"] and mixture["weight"] == 1.0
+    sources = json.loads((run / "model" / "mixture.json").read_text())["sources"]
+    assert all(source["hash"].startswith("sha256:") and source["licence"] for source in sources)
+    assert sum(source["weight"] for source in sources) == pytest.approx(1) and sources[-1]["read"][1] == 1
     lineage = json.loads((run / "model" / "lineage.json").read_text())
     assert lineage["command"].startswith("agartha zero") and lineage["config_digest"]
 
