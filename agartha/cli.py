@@ -109,6 +109,19 @@ def distill(settings: Settings = None, folder: Folder = None, dry_run: DryRun = 
     _program("distill", DistillConfig, settings, folder, dry_run, as_json, run)
 
 
+@app.command()
+def improve(settings: Settings = None, folder: Folder = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """A loop that needs nobody: tasks at the edge of ability, practice, teaching, judging; better beyond noise, or back."""
+    from agartha.improve.config import ImproveConfig
+
+    def run(config: ImproveConfig, where: Path) -> dict[str, Any]:
+        from agartha.improve import program
+
+        return program.run(config, where, command())
+
+    _program("improve", ImproveConfig, settings, folder, dry_run, as_json, run)
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
@@ -131,7 +144,9 @@ def evaluate(
 
 @app.command()
 def runs(
-    root: Annotated[Path, typer.Option(help="Where the run folders are.")] = Path("runs"), as_json: Json = False
+    root: Annotated[Path, typer.Option(help="Where the run folders are.")] = Path("runs"),
+    tree: Annotated[bool, typer.Option("--tree", help="Who descends from whom, and what came of each.")] = False,
+    as_json: Json = False,
 ) -> None:
     """What was run, how it ended and what it cost; failed and aborted runs count."""
     from agartha.ledger.runs import list_runs, total_costs
@@ -142,6 +157,13 @@ def runs(
             {"runs": [r.model_dump(mode="json") for r in found], "totals": total_costs(found).model_dump(mode="json")},
             True,
         )
+        return
+    if tree:
+        from agartha.ledger.tree import forest, lines
+
+        for drawn, entry in lines(forest(found)):
+            name = entry.folder.name if entry.part_of and entry.folder else entry.run_id
+            typer.echo(f"{drawn}{name}  {entry.status}  {entry.outcome or ''}".rstrip())
         return
     from rich.console import Console
     from rich.table import Table

@@ -41,6 +41,7 @@ def _worker(parallel: Parallel, config: PretrainConfig, folder: Path, command: l
         learner, tokenizer, mixture = build_and_train(parallel, config, folder, entry)
         extra = {"mixture.json": mixture.card(), "lineage.json": lineage(entry)}
         save_model(folder / "model", learner.decoder, tokenizer, extra)
+        entry.entry.made = [digest_of(folder / "model")]
     totals = entry.entry.totals
     return {
         "model": str(folder / "model"),

@@ -11,6 +11,9 @@ def summary(result: dict[str, Any]) -> str:
         return "\n".join([*_comparison(result["comparison"]), "", "report: report.html in the run folder"])
     if "heldout" in result:
         return "\n".join([*_zero(result), "", "report: report.html in the run folder; model: its folder model"])
+    if "generations" in result:
+        told = [_generation(one) for one in result["generations"]]
+        return "\n".join([*told, "", "report: report.html in the run folder; model: its folder model"])
     if "levels" in result:
         rows = [(level, how, scores) for level, both in result["levels"].items() for how, scores in both.items()]
         return "\n".join(f"{result['world']} level {level}, {how}: {_score(scores)}" for level, how, scores in rows)
@@ -45,6 +48,14 @@ def _comparison(found: dict[str, Any]) -> list[str]:
             f"{name:<32}{row['accuracy']:>9.1%}  {interval:<17}{seeds:<17}{time:>12}  {price}{traces}".rstrip()
         )
     return [*lines, *(f"failed: {reason}" for reason in found["failures"]), "", found["verdict"]]
+
+
+def _generation(one: dict[str, Any]) -> str:
+    """A line for a round of self-improvement."""
+    score = f"{one['accuracy']:6.1%}" if "accuracy" in one else f"{'–':>6}"
+    gain = f" ({one['gain']:+.1%})" if "gain" in one else ""
+    decision = "promoted" if one["promoted"] else f"rolled back: {', '.join(one['reasons'])}"
+    return f"round {one['round']:<3} {score}{gain:<10} " + (decision if one["round"] else "first model")
 
 
 def _generation(one: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from agartha.core.errors import ConfigError
 from agartha.core.files import write_json
 from agartha.engine.engine import Engine
 from agartha.engine.export import Companions
-from agartha.engine.load import Loaded, found_at, load
+from agartha.engine.load import Loaded, digest_of, found_at, load
 from agartha.learn.learner import Learner
 from agartha.learn.parallel import Parallel, launch
 from agartha.learn.precision import compute_dtype
@@ -50,6 +50,7 @@ def _worker(parallel: Parallel, config: RLConfig, folder: Path, command: list[st
         write_json(folder / "config.json", resolved(config))
         learner = reinforce_loaded(parallel, config, loaded, folder, entry)
         made = _save(config, loaded, learner.decoder, folder, entry)
+        entry.entry.made = [digest_of(Path(made[name])) for name in ("model", "adapter") if name in made]
     totals = entry.entry.totals
     return made | {"tokens": totals.tokens, "seconds": totals.seconds, "dollars": totals.dollars}
 
@@ -77,9 +78,11 @@ def reinforce(
     return reinforce_loaded(parallel, config, loaded, folder, entry)
 
 
-def reinforce_loaded(parallel: Parallel, config: RLConfig, loaded: Loaded, folder: Path, entry: Run | None) -> Learner:
-    """Train the loaded decoder, or an adapter beside it, and return its learner."""
-    decoder, world = loaded.decoder, load_world(config.world)
+def reinforce_loaded(
+    parallel: Parallel, config: RLConfig, loaded: Loaded, folder: Path, entry: Run | None, world: World | None = None
+) -> Learner:
+    """Train the loaded decoder, or an adapter beside it, and return its learner. world: instead of the one `config` names."""
+    decoder, world = loaded.decoder, world or load_world(config.world)
     decoder.compute_dtype = compute_dtype(config.learner.precision, parallel.device)
     reference = None
     if config.lora is not None:
