@@ -110,6 +110,19 @@ def distill(settings: Settings = None, folder: Folder = None, dry_run: DryRun = 
 
 
 @app.command()
+def compare(settings: Settings = None, folder: Folder = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """The same start and the same money, spent in several ways: held-out accuracy against cost, and a verdict."""
+    from agartha.compare.config import CompareConfig
+
+    def run(config: CompareConfig, where: Path) -> dict[str, Any]:
+        from agartha.compare import program
+
+        return program.run(config, where, command())
+
+    _program("compare", CompareConfig, settings, folder, dry_run, as_json, run, recipe="compare")
+
+
+@app.command()
 def improve(settings: Settings = None, folder: Folder = None, dry_run: DryRun = False, as_json: Json = False) -> None:
     """A loop that needs nobody: tasks at the edge of ability, practice, teaching, judging; better beyond noise, or back."""
     from agartha.improve.config import ImproveConfig
