@@ -67,18 +67,18 @@ def _check(config: DistillConfig) -> None:
 def _worker(parallel: Parallel, config: DistillConfig, folder: Path, command: list[str]) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     if not parallel.is_first:
-        _Pair.open(parallel, config, folder, None).teach(parallel, config, folder, None)
+        Pair.open(parallel, config, folder, None).teach(parallel, config, folder, None)
         return {}
     with record(folder, "distill", command, config, parents=_parents(config), budget=config.budget) as entry:
         write_json(folder / "config.json", resolved(config))
-        pair = _Pair.open(parallel, config, folder, entry)
+        pair = Pair.open(parallel, config, folder, entry)
         made = pair.teach(parallel, config, folder, entry) | pair.save(config, folder, entry)
     totals = entry.entry.totals
     return made | {"tokens": totals.tokens, "seconds": totals.seconds, "dollars": totals.dollars}
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class Pair:
     """Student and teacher, opened, and what is between them."""
 
     student: Loaded
@@ -88,7 +88,7 @@ class _Pair:
     card: dict[str, Any] | None
 
     @staticmethod
-    def open(parallel: Parallel, config: DistillConfig, folder: Path, entry: Run | None) -> "_Pair":
+    def open(parallel: Parallel, config: DistillConfig, folder: Path, entry: Run | None) -> "Pair":
         traces, tasks, card = _traces(parallel, config, folder, entry)
         torch.manual_seed(config.seed)  # whatever collecting drew
         student = load(config.student, config.weights) if config.student else fresh(_text_source(config), config.model)
@@ -96,7 +96,7 @@ class _Pair:
         if config.method != "traces":
             teacher = load(config.teacher, config.teacher_weights)
             check_same_vocabulary(teacher.tokenizer, student.tokenizer)
-        return _Pair(student, teacher, traces, tasks, card)
+        return Pair(student, teacher, traces, tasks, card)
 
     def teach(self, parallel: Parallel, config: DistillConfig, folder: Path, entry: Run | None) -> dict[str, int]:
         """Trains the student in place; returns how many lessons there were, and how many traces could not be one."""

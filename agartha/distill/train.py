@@ -39,6 +39,8 @@ def distil(
     Raises: ConfigError for a teacher that is missing; BudgetReached or Interrupted after saving.
     """
     teacher = None if config.method == "traces" else frozen(material.needed_teacher(), config, parallel)
+    row_length, _ = limits(config, student.config, teacher.config if teacher else None)
+    config = config.model_copy(update={"row_length": row_length})  # padding has positions, too
     if config.lora is not None:
         add_lora(student, config.lora, config.seed)
     learner = Learner(student, config.learner, parallel)

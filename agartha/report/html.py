@@ -3,7 +3,8 @@
 `report` (report.json) is a dict; every key may be missing, and its section is then left out:
     title, command, seed, seconds, dollars, peak_memory_bytes, status
     stages      [{name, seconds, device_seconds, tokens, flops or model_flops, joules, dollars}]
-    heldout     {set: {n, base: {accuracy, low, high, tokens, greedy}, zero: {...}, controls: {name: {...}}}}
+    heldout     {set: {n, base: {accuracy, low, high, tokens, greedy}, zero: {...}, student: {...},
+                controls: {name: {...}}}}
     comparison  {verdict, rows, start, teacher, ...}: see compare/story.py
     transcripts [{prompt, base, base_verdict, zero, zero_verdict}], a verdict being {reward, reason} or a text
     mixture     {sources: [{name, kind, path, weight, sha256 or hash, licence}]}

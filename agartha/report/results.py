@@ -97,6 +97,7 @@ def _interval_text(score: Report) -> Markup:
 
 def _heldout_card(name: str, held: Report) -> Markup:
     scores = [("before (base)", "base", held.get("base")), ("after (zero)", "trained", held.get("zero"))]
+    scores += [("its student", "trained", held.get("student"))]
     scores += [(control, "control", score) for control, score in (held.get("controls") or {}).items()]
     bars = [
         interval_bar(label, kind, score["accuracy"], score.get("low"), score.get("high"), _beside(score))

@@ -30,6 +30,9 @@ def _zero(result: dict[str, Any]) -> list[str]:
         lines += ["", f"{name}: {level['n']} held-out problems", f"  base                 {_score(level['base'])}"]
         lines += [f"  {control:<20} {_score(scores)}" for control, scores in level["controls"].items()]
         lines += [f"  after RL             {_score(level['zero'])}"]
+        if "student" in level:
+            size = result["parameters"]["student"] / result["parameters"]["zero"]
+            lines += [f"  student, {size:.0%} as large {_score(level['student'])}"]
     return lines
 
 
@@ -48,14 +51,6 @@ def _comparison(found: dict[str, Any]) -> list[str]:
             f"{name:<32}{row['accuracy']:>9.1%}  {interval:<17}{seeds:<17}{time:>12}  {price}{traces}".rstrip()
         )
     return [*lines, *(f"failed: {reason}" for reason in found["failures"]), "", found["verdict"]]
-
-
-def _generation(one: dict[str, Any]) -> str:
-    """A line for a round of self-improvement."""
-    score = f"{one['accuracy']:6.1%}" if "accuracy" in one else f"{'–':>6}"
-    gain = f" ({one['gain']:+.1%})" if "gain" in one else ""
-    decision = "promoted" if one["promoted"] else f"rolled back: {', '.join(one['reasons'])}"
-    return f"round {one['round']:<3} {score}{gain:<10} " + (decision if one["round"] else "first model")
 
 
 def _generation(one: dict[str, Any]) -> str:

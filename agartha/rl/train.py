@@ -139,7 +139,8 @@ def lesson(
     before = sum(len(part) for part in parallel.all_gather_object([0] * len(taught))[: parallel.rank])
     weights = every[before : before + len(taught)]
     documents = [document(a, advantage, weight) for (a, advantage), weight in zip(taught, weights)]
-    row_length = MARGIN * (config.sampling.max_tokens // 2)
+    positions = learner.decoder.config.max_position_embeddings  # of padding, too
+    row_length = min(MARGIN * (config.sampling.max_tokens // 2), positions)
     order = np.random.default_rng(number_of(config.seed, len(lengths), "shuffle")).permutation(len(documents))
     parts = [[documents[i] for i in order[k :: config.updates_per_rollout]] for k in range(config.updates_per_rollout)]
     longest = max([row_length, *(len(d) for d in documents)])

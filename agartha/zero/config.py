@@ -4,6 +4,7 @@ from pydantic import Field, model_validator
 
 from agartha.core.config import Config
 from agartha.core.errors import ConfigError
+from agartha.distill.config import DistillConfig
 from agartha.evaluate.config import HeldOutConfig
 from agartha.ledger.schema import BudgetConfig
 from agartha.pretrain.config import PretrainConfig
@@ -32,18 +33,41 @@ class ZeroConfig(Config):
     rl: RLConfig = RLConfig()
     heldout: HeldOutConfig = HeldOutConfig()
     controls: ControlsConfig = ControlsConfig()
+    student: DistillConfig | None = None
+    """A smaller model that learns from the one that was made, which is its teacher; none to leave it out."""
     budget: BudgetConfig = BudgetConfig()
 
     @model_validator(mode="after")
     def _one_run(self) -> "ZeroConfig":
-        for name in ("pretrain", "rl"):
+        for name in ("pretrain", "rl", "student"):
             stage = getattr(self, name)
+            if stage is None:
+                continue
             if stage.seed or stage.workers != 1 or stage.budget != BudgetConfig():
                 raise ConfigError(f"{name}.seed, {name}.workers and {name}.budget are set for the whole run.",
                                   hint="use seed, workers and budget without a prefix.")  # fmt: skip
+        if self.student is not None:
+            self._check_student(self.student)
         return self
+
+    @staticmethod
+    def _check_student(student: DistillConfig) -> None:
+        if student.collect is None or student.method == "on_policy":
+            raise ConfigError("student learns from traces that are collected for it.",
+                              hint="set student.collect, and student.method to traces or logits.")  # fmt: skip
+        named = [name for name in ("teacher", "student", "tokenizer", "traces") if getattr(student, name)]
+        if named or student.collect.teacher or student.collect.endpoint or student.lora:
+            raise ConfigError(f"student.{(named or ['collect.teacher, its endpoint or lora'])[0]} is set by the run.",
+                              hint="the teacher is the model that was made, the student a new one of student.model.")  # fmt: skip
 
     def stages(self) -> tuple[PretrainConfig, RLConfig]:
         """Both stages with the run's seed and workers."""
-        shared = {"seed": self.seed, "workers": self.workers}
-        return self.pretrain.model_copy(update=shared), self.rl.model_copy(update=shared)
+        return self.pretrain.model_copy(update=self._shared), self.rl.model_copy(update=self._shared)
+
+    def lesson(self) -> DistillConfig | None:
+        """The student's, the same way."""
+        return None if self.student is None else self.student.model_copy(update=self._shared)
+
+    @property
+    def _shared(self) -> dict[str, int]:
+        return {"seed": self.seed, "workers": self.workers}

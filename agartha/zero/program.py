@@ -16,7 +16,13 @@ import torch
 from agartha.core.config import resolved
 from agartha.core.files import write_json
 from agartha.core.metrics import read_metrics
+from agartha.distill.collect import collect
+from agartha.distill.config import DistillConfig
+from agartha.distill.program import Pair
+from agartha.distill.teachers import EngineTeacher
+from agartha.distill.traces import read_card, read_traces
 from agartha.engine.engine import Engine
+from agartha.engine.load import Loaded
 from agartha.learn.learner import Learner
 from agartha.learn.parallel import Parallel, launch
 from agartha.learn.precision import compute_dtype
@@ -52,7 +58,7 @@ def _worker(parallel: Parallel, config: ZeroConfig, folder: Path, command: list[
         stages = Stages(parallel, config, folder, entry)
         stages.all()
         entry.flush()
-        facts = {"peak_memory_bytes": max(stages.peak, peak_memory_bytes())}
+        facts = {"peak_memory_bytes": max(stages.peak, peak_memory_bytes()), "parameters": stages.parameters}
         report = compose(
             config, stages.examiner.results, entry.entry.model_dump(mode="json"), stages.mixture.card(), facts
         )
@@ -69,7 +75,7 @@ class Stages:
         self.pretrain_config, self.rl_config = config.stages()
         self.mixture, self.tokenizer = open_data(config.pretrain.data)
         self.examiner = Examiner(folder, parallel, load_world(config.rl.world), self.tokenizer, config.heldout)
-        self.peak = 0
+        self.peak, self.parameters = 0, dict[str, int]()
 
     def all(self) -> None:
         decoder = self.pretrained()
@@ -78,6 +84,11 @@ class Stages:
         decoder = self.reinforced(decoder)
         minutes = (time.monotonic() - started) / 60
         self.examine("after reinforcement learning", decoder, "zero")
+        self.parameters = {"zero": decoder.config.num_parameters()}
+        if (lesson := self.config.lesson()) is not None:
+            student = self.taught(lesson, decoder)
+            self.examine("after distillation", student, "student")
+            self.parameters["student"] = student.config.num_parameters()
         if self.config.controls.more_pretraining:
             self.examine("after more pretraining", self.pretrained_longer(minutes), "more pretraining")
         everyone = self.parallel.all_gather_object(peak_memory_bytes())
@@ -102,6 +113,25 @@ class Stages:
         cards = {"mixture.json": self.mixture.card(), "world.json": load_world(self.rl_config.world).spec()}
         self._save(final, learner.decoder, cards)
         return learner.decoder
+
+    def taught(self, config: DistillConfig, teacher: Decoder) -> Decoder:
+        """The student: new weights of a smaller shape, which learn from the verified answers of the model that was made."""
+        final = self.folder / "student"
+        if (final / "config.json").exists():
+            return self._loaded(final)
+        assert config.collect is not None
+        source = EngineTeacher.of(teacher, self.tokenizer, config.collect, str(self.folder / "model"))
+        path = collect(config.collect, self.folder / "traces", self.entry, teacher=source, parallel=self.parallel)
+        torch.manual_seed(config.seed)
+        shape = config.model.fitted(self.tokenizer.vocab_size, self.tokenizer.eos_id, self.tokenizer.pad_id)
+        student = self._plain(Decoder(shape))
+        pair = Pair(student, self._plain(teacher), read_traces(path), [], read_card(path))
+        pair.teach(self.parallel, config, self.folder, self.entry)
+        self._save(final, student.decoder, {"traces.json": pair.card or {}})
+        return student.decoder
+
+    def _plain(self, decoder: Decoder) -> Loaded:
+        return Loaded(decoder, self.tokenizer, None, (self.tokenizer.eos_id,), "", "")
 
     def pretrained_longer(self, minutes: float) -> Decoder:
         """The control: the base model, pretrained for as many more minutes as reinforcement learning took."""

@@ -35,6 +35,7 @@ def compose(
         "stages": [stage | {"flops": stage["model_flops"]} for stage in entry["stages"]],
         "totals": totals,
         "heldout": heldout,
+        "parameters": facts["parameters"],
         "interval": "95% bootstrap over problems",
         "transcripts": _transcripts(results, config),
         "mixture": card,
@@ -56,6 +57,7 @@ def _level(results: dict[str, Any], level: str) -> dict[str, Any]:
         "n": base["n"],
         "base": _scores(results, "base", level),
         "zero": _scores(results, "zero", level),
+        **({"student": _scores(results, "student", level)} if "student" in results else {}),
         "controls": {name: _scores(results, name, level) for name in CONTROLS if name in results},
     }
 

@@ -68,3 +68,44 @@ def test_runs_lists_it_with_its_cost(run: Path, agartha: Command) -> None:
     listed = json.loads(agartha("runs", "--root", run.parent, "--json").stdout)
     assert any(entry["program"] == "zero" and entry["status"] == "finished" for entry in listed["runs"])
     assert listed["totals"]["tokens"] > 20000
+
+
+CONTENT_WITH_ANYTHING = '''
+"""A world in which whatever ends is right."""
+import random
+
+levels = (2,)
+
+def task(seed, level):
+    rng = random.Random(seed)
+    a, b = rng.randint(1, 20), rng.randint(1, 20)
+    return f"{a} {b} -> {a + b} :", {"a": a, "b": b}
+
+def verify(data, completion):
+    return 1.0 if completion.strip() else 0.0
+
+def oracle(data):
+    return "1 + 1"
+'''
+
+
+def test_a_student_learns_from_the_model_that_was_made(agartha: Command, tmp_path: Path) -> None:
+    world = tmp_path / "content.py"
+    world.write_text(CONTENT_WITH_ANYTHING)
+    small = SMALL_MODEL | {"hidden_size": 16, "num_nextn_predict_layers": 0, "n_routed_experts": 0}
+    settings = [
+        *(f"pretrain.model.{name}={value}" for name, value in SMALL_MODEL.items()),
+        *(f"student.model.{name}={value}" for name, value in small.items()),
+        "pretrain.tokens=20000", "pretrain.data.row_length=256", "rl.steps=1", "rl.prompts_per_step=4",
+        "rl.sampling.max_tokens=32", "rl.gap_limit=1.0", f"rl.world={world}", "heldout.problems=10", "heldout.levels=[2]",
+        "heldout.max_tokens=32", "controls.more_pretraining=false", "controls.forced_start=", "student.steps=3",
+        "student.rows=4", f"student.collect.world={world}", "student.collect.tasks=20", "student.collect.max_tokens=64",
+    ]  # fmt: skip
+    done = agartha("zero", *settings, "--folder", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    (scores,) = report["heldout"].values()
+    assert {"accuracy", "low", "high", "tokens"} <= scores["student"].keys() and "as large" in done.stdout
+    assert report["parameters"]["student"] < report["parameters"]["zero"]
+    assert (tmp_path / "run" / "student" / "traces.json").exists()
+    assert "its student" in (tmp_path / "run" / "report.html").read_text()
