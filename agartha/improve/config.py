@@ -111,7 +111,7 @@ class ImproveConfig(Config):
     model: str = ""
     """The model to begin with: a folder, a .gguf file or a pulled hf:OWNER/NAME; or set pretrain."""
     pretrain: PretrainConfig | None = None
-    """Make a weak one first."""
+    """Make a weak one first, if no model is named."""
     world: str = "countdown"
     """World that is practised."""
     rounds: int = Field(default=6, ge=1)
@@ -132,12 +132,15 @@ class ImproveConfig(Config):
     """Whose weights stay on the disk; the journal tells of all."""
     budget: BudgetConfig = BudgetConfig()
 
+    @property
+    def base(self) -> PretrainConfig | None:
+        """How the first model is made; None if it is there already."""
+        return None if self.model else self.pretrain
+
     @model_validator(mode="after")
     def _one_loop(self) -> "ImproveConfig":
         if not self.model and self.pretrain is None:
             raise ConfigError("no model is named.", hint="model=FOLDER, or tables [pretrain] to make one first.")
-        if self.model and self.pretrain is not None:
-            raise ConfigError(f"model={self.model!r} is there and another is to be made, name one.")
         for name, stage in (("rl", self.rl), ("student.distil", self.student.distil), ("pretrain", self.pretrain)):
             if stage is not None and (stage.seed or stage.workers != 1 or stage.budget != BudgetConfig()):
                 raise ConfigError(f"{name}.seed, {name}.workers and {name}.budget are set for the whole loop.",

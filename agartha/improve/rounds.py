@@ -55,11 +55,11 @@ class Rounds:
     def _begin(self) -> None:
         """The first model: made or taken as it is, and examined."""
         place = self.folder / "round_000"
-        made_by = resolved(self.config.pretrain) if self.config.pretrain else {"model": self.config.model}
+        made_by = resolved(self.config.base) if self.config.base else {"model": self.config.model}
         with self._part(place, "generation", made_by, []) as run:
             base = self._base(place, run)
             sheet = self._examined(place, "start", base, run)
-            model = os.path.relpath(base, self.folder) if self.config.pretrain else str(self.config.model)
+            model = os.path.relpath(base, self.folder) if self.config.base else str(self.config.model)
             found = digest_of(found_at(base))
             if run:
                 run.entry.made, run.entry.outcome = [found], f"first model: {sheet['summary']['accuracy']:.1%}"
@@ -67,7 +67,7 @@ class Rounds:
         self._write()
 
     def _base(self, place: Path, run: Run | None) -> Path | str:
-        config = self.config.pretrain
+        config = self.config.base
         if config is None:
             return self.config.model
         base = place / "model"
@@ -145,7 +145,7 @@ class Rounds:
 
     def _model(self, generation: Generation) -> Path | str:
         """Where it lies. The first one may have been named on the command line."""
-        is_named = generation.round == 0 and self.config.pretrain is None
+        is_named = generation.round == 0 and self.config.base is None
         return generation.model if is_named else self.folder / generation.model
 
     def _origin(self) -> str:
@@ -196,7 +196,7 @@ class Rounds:
 
     def _publish(self, champion: Generation) -> None:
         model, made = self._model(champion), self.folder / "model"
-        if champion.round == 0 and self.config.pretrain is None:
+        if champion.round == 0 and self.config.base is None:
             return  # it is the user's own
         if made.exists() and digest_of(made) == champion.digest:
             return
