@@ -19,7 +19,8 @@ RL = [
 ]  # fmt: skip
 STUDENT = [
     "student.start=parent", "student.tasks=24", "student.attempts=3", "student.distil.rows=4", "student.distil.row_length=64",
-    "student.distil.epochs=4", "student.distil.schedule.warmup=0.0", "student.distil.schedule.decay=0.0", "student.distil.learner.precision=float32", "student.distil.save_every=2",
+    "student.distil.epochs=4", "student.distil.schedule.warmup=0.0", "student.distil.schedule.decay=0.0",
+    "student.distil.learner.precision=float32", "student.distil.save_every=2",
     *(f"student.distil.{rate}" for rate in RATES),
 ]  # fmt: skip
 LOOP = [
