@@ -1,8 +1,9 @@
 """On-policy distillation: ours over TRL's DistillationTrainer. One teacher, one first student, the same prompts, 256 a step.
 
-The teacher repeats a prompt of eight words for ever. Both sides begin with the same student of random weights, sample 48 tokens
-after each prompt, and learn by the Jensen-Shannon divergence with AdamW; TRL's student is then read back and asked by our engine.
-Time to the same loss: until ours is as near to the teacher as TRL's is at its end, both on their own samples.
+The teacher repeats a prompt of 48 words, and the student has begun to learn it from text. Both sides go on from there: sample 48
+tokens after each prompt, and learn by the Jensen-Shannon divergence with AdamW. TRL's student is then read back and asked by our
+engine. Time to the same loss: until ours is as near to the teacher as TRL's is at its end, each on its own samples; for that
+ours goes on for more steps than TRL.
 """
 
 import statistics
@@ -31,12 +32,14 @@ from agartha.learn.config import LearnerConfig, OptimizerConfig, ScheduleConfig
 from agartha.learn.learner import Learner
 from agartha.learn.parallel import Parallel, launch
 from agartha.ledger.record import record
+from agartha.model.config import ModelConfig
 from agartha.model.decoder import Decoder
 from agartha.model.hf_folder import load_model, save_model
 from agartha.text.prompt_format import PromptFormat
 from agartha.text.tokenizer import Tokenizer
 
-SAMPLES, PROMPT, NEW, RATE = 256, 8, 48, 1e-3
+SAMPLES, NEW, RATE = 256, 48, 5e-4
+LONGER = 2  # times as many steps for ours
 WORDS = [f"w{i}" for i in range(509)]  # and three special ones: no row of the models is without a token
 SMALLER = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "moe_intermediate_size": 64}
 RATES = dict.fromkeys(
@@ -44,33 +47,36 @@ RATES = dict.fromkeys(
 )
 
 
-def prompts(count: int, seed: int) -> list[list[int]]:
-    return torch.randint(0, 64, (count, PROMPT), generator=torch.Generator().manual_seed(seed)).tolist()
+def prompts(count: int, seed: int, new: int) -> list[list[int]]:
+    return torch.randint(0, 64, (count, new), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def train_teacher(folder: Path, steps: int, new: int) -> None:
-    """A teacher that repeats its prompt, and the student's first weights, both as model folders."""
+def school(shape: ModelConfig, good: float, limit: int, new: int) -> Decoder:
+    """A model that repeats its prompt, until so many words are right."""
     torch.manual_seed(0)
+    learner = Learner(Decoder(shape), LearnerConfig())
+    for step in range(limit):
+        documents = [Document(2 * p, {"cross_entropy_weight": 1.0}, new) for p in prompts(32, 10**7 + step, new)]
+        learner.forward_backward([pack(documents, 2 * new)])
+        learner.optim_step(min(1.0, 2 * (1 - step / limit)))
+        if step % 10 == 9 and accuracy(learner.decoder, new) >= good:
+            break
+    return learner.decoder
+
+
+def furnish(folder: Path, limit: int, new: int) -> None:
+    """The teacher and the student as it begins, as model folders."""
     tokenizer = Tokenizer.from_words(WORDS)
-    learner = Learner(Decoder(config()), LearnerConfig())
-    for step in range(steps):
-        documents = [
-            Document(p * (1 + -(-new // PROMPT)), {"cross_entropy_weight": 1.0}, PROMPT) for p in prompts(64, step)
-        ]
-        learner.forward_backward([pack(documents, len(documents[0]))])
-        learner.optim_step(min(1.0, 2 * (1 - step / steps)))
-    save_model(folder / "teacher", learner.decoder, tokenizer)
-    save_model(folder / "student", Decoder(config(**SMALLER)), tokenizer)
+    save_model(folder / "teacher", school(config(), 0.99, limit, new), tokenizer)
+    save_model(folder / "student", school(config(**SMALLER), 0.2, limit, new), tokenizer)
 
 
 def accuracy(decoder: Decoder, new: int) -> float:
     """Share of right words in the likeliest answers to prompts of no training step."""
-    asked = prompts(64, 10**6)
-    decoder.compute_dtype = torch.float32
-    groups = Engine(decoder.eval(), 64, PROMPT + new).generate(
-        [Request(p, Sampling(0.0, max_tokens=new)) for p in asked]
-    )
-    pairs = [(word, p[i % PROMPT]) for p, (c,) in zip(asked, groups) for i, word in enumerate(c.token_ids)]
+    asked = prompts(64, 10**6, new)
+    how = Sampling(0.0, max_tokens=new)
+    groups = Engine(decoder.eval(), 64, 2 * new).generate([Request(p, how) for p in asked])
+    pairs = [pair for p, (c,) in zip(asked, groups) for pair in zip(c.token_ids, p)]
     return statistics.mean(word == wanted for word, wanted in pairs)
 
 
@@ -83,7 +89,7 @@ def worker(parallel: Parallel, folder: str, steps: int, new: int) -> tuple[list[
         on_policy=OnPolicyConfig(prompts_per_step=SAMPLES, samples=1, max_tokens=new, max_rows=SAMPLES),
         learner=LearnerConfig(optimizer=OptimizerConfig(matrices="adamw", weight_decay=0.0, **RATES), balance_loss_weight=0.0),
         schedule=ScheduleConfig(warmup=0.0, decay=0.0),
-        row_length=4 * (PROMPT + new),
+        row_length=8 * new,
         balance_until=0.0,
         steps=steps,
         workers=parallel.world_size,
@@ -92,7 +98,7 @@ def worker(parallel: Parallel, folder: str, steps: int, new: int) -> tuple[list[
     teacher, student = (load_model(Path(folder) / name) for name in ("teacher", "student"))
     # no id ends an answer: both sides sample exactly as many tokens
     how = PromptFormat(Tokenizer.load(Path(folder) / "student"), None, ())
-    tasks = [Lesson(p) for step in range(steps) for p in prompts(SAMPLES, step)]
+    tasks = [Lesson(p) for step in range(steps) for p in prompts(SAMPLES, step, new)]
     with tempfile.TemporaryDirectory() as scratch:
         if parallel.is_first:
             with record(Path(scratch), "distill", "benchmark", settings) as entry:
@@ -140,7 +146,7 @@ def theirs(folder: str, steps: int, new: int) -> tuple[list[float], list[float],
         generation_kwargs={"min_new_tokens": new, "top_k": 0},
         disable_tqdm=True,
     )
-    said = [" ".join(f"w{i}" for i in p) for step in range(steps) for p in prompts(SAMPLES, step)]
+    said = [" ".join(f"w{i}" for i in p) for step in range(steps) for p in prompts(SAMPLES, step, new)]
     trainer = trl.DistillationTrainer(
         student, teacher, settings, datasets.Dataset.from_dict({"prompt": said}), processing_class=tokenizer, callbacks=[Clock()]
     )  # fmt: skip
@@ -153,7 +159,7 @@ def theirs(folder: str, steps: int, new: int) -> tuple[list[float], list[float],
 
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
-    schooling, steps, new = (4, 3, 8) if options.quick else (250, 20, NEW)
+    schooling, steps, new = (10, 3, 8) if options.quick else (400, 12, NEW)
     torch.set_num_threads(CORES)
     found: dict[str, list[tuple[list[float], list[float], float]]] = {}
 
@@ -162,11 +168,11 @@ def main() -> None:
         return SAMPLES / statistics.median(found[name][-1][0][1:])
 
     with tempfile.TemporaryDirectory() as folder:
-        train_teacher(Path(folder), schooling, new)
-        facts = {"teacher_accuracy": accuracy(load_model(Path(folder) / "teacher"), new), "new_tokens": new}
-        ours = partial(side, "ours", lambda: launch(worker, CORES, folder, steps, new))
+        furnish(Path(folder), schooling, new)
+        before = {f"{name}_accuracy": accuracy(load_model(Path(folder) / name), new) for name in ("teacher", "student")}
+        ours = partial(side, "ours", lambda: launch(worker, CORES, folder, LONGER * steps, new))
         peer = partial(side, "peer", lambda: theirs(folder, steps, new))
-        compare("on_policy_distillation", ours, peer, "samples/s", options, workers=CORES, **facts)
+        compare("on_policy_distillation", ours, peer, "samples/s", options, workers=CORES, new_tokens=new, **before)
     told = {f"{name}_{what}": statistics.median(r) for name, runs in found.items() for what, r in summary(runs).items()}
     ratios = [race(*pair) for pair in zip(found["ours"], found["peer"])]
     tell("time_to_the_same_loss", options, ratio=statistics.median(ratios), spread=[min(ratios), max(ratios)], **told)
