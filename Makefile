@@ -22,7 +22,7 @@ check: $(VENV)/test  ## style, types, floors, sizes
 	$(BIN)/python tests/sizes.py
 
 bench: $(VENV)/bench  ## measurements side by side with their peers
-	for name in train rollout rl architecture decode agreement speculative; do $(BIN)/python benchmarks/$$name.py --json || exit 1; done
+	for name in train rollout rl architecture decode agreement speculative distill; do $(BIN)/python benchmarks/$$name.py --json || exit 1; done
 
 # torch first and by exact version, so that nothing else decides which build is taken
 $(VENV)/core: pyproject.toml
