@@ -62,7 +62,8 @@ def score(by_seed: Sequence[Rates], seed_numbers: Sequence[int] = ()) -> Score:
 
 def summary(found: Score) -> dict[str, Any]:
     """For the report: with the lowest and the highest seed."""
-    return asdict(found) | {"lowest": min(found.seeds), "highest": max(found.seeds)}
+    plain = asdict(found) | {"seeds": list(found.seeds), "seed_numbers": list(found.seed_numbers)}
+    return plain | {"lowest": min(found.seeds), "highest": max(found.seeds)}
 
 
 def mean_cost(costs: Sequence[Cost]) -> Cost:

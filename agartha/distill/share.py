@@ -1,5 +1,6 @@
 """One worker's part of collecting: which tasks it asks, in what order, and what becomes of the answers."""
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ PATIENCE = 10  # draws without a new task, per task found, before a world counts
 
 
 def draw_tasks(config: TracesConfig, world: World, held_out: frozenset[str]) -> list[Task]:
-    """Distinct training tasks of each level, fewer where the world has fewer."""
+    """Distinct training tasks of each level, fewer where the world has fewer; the levels mixed, as the money may end early."""
     tasks: list[Task] = []
     for level in config.levels or world.levels:
         found: dict[str, Task] = {}
@@ -32,6 +33,7 @@ def draw_tasks(config: TracesConfig, world: World, held_out: frozenset[str]) -> 
         tasks += found.values()
     if not tasks:
         raise DataError(f"world {world.name!r} has no task that may be asked.", hint="all of them are held out.")
+    random.Random(f"{config.seed} order").shuffle(tasks)
     return tasks
 
 

@@ -68,9 +68,9 @@ def _cost(row: Report, key: str, write: Any) -> str:
 
 def _notes(found: Report, report: Report) -> list[str]:
     held, seeds = found.get("heldout") or {}, found.get("seeds") or []
-    count = sum((held.get("problems") or {}).values())
+    count, named = sum((held.get("problems") or {}).values()), ", ".join(map(str, seeds))
     notes = [
-        f"Each way had {found.get('money')} for each of {len(seeds)} seeds. {count} held-out problems, "
+        f"Each way had {found.get('money')} with each of the seeds {named}. {count} held-out problems, "
         f"{held.get('in_training')} of them open to training; intervals are {report.get('interval')}; seeds: lowest to highest."
     ]
     making = (found.get("teacher") or {}).get("making")

@@ -382,3 +382,12 @@ def test_our_own_server_is_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyP
         f"<think>\nhm\n</think>\n\nyes {i}" for i in range(12) if i % 3
     )
     assert card["usage_complaints"]["count"] == 0 and card["counts"]["wrong"] == 4
+
+
+def test_levels_are_asked_side_by_side_so_that_an_early_end_leaves_some_of_each() -> None:
+    config = TracesConfig(world="countdown", tasks=40)
+    tasks = draw_tasks(config, COUNTDOWN, frozenset())
+    assert tasks == draw_tasks(config, COUNTDOWN, frozenset())
+    assert Counter(task.level for task in tasks) == {3: 40, 4: 40}
+    for share in (tasks[:20], tasks[0::2], tasks[1::2]):
+        assert min(Counter(task.level for task in share)[level] for level in (3, 4)) > len(share) / 5
