@@ -19,8 +19,9 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """For one file of tests: while it is there, an event loop runs in this thread, which tests of other rooms want for theirs."""
     if not Path(CHROMIUM).exists():
         pytest.skip(f"needs {CHROMIUM} (Debian: apt-get install chromium)")
     with sync_playwright() as playwright:
