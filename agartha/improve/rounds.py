@@ -129,7 +129,8 @@ class Rounds:
             speaker = speaker_of(self.parallel, self.config, loaded, self.world)
             with _stage(run, "judge") as counter:
                 sheet = self.examiner.examine(speaker)
-                if (work := speaker.work.taken()) and counter:
+                work = speaker.work.taken()  # every worker says its part
+                if counter:
                     counter.add(*work)
             if self.parallel.is_first:
                 write_json(path, sheet)

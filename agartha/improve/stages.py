@@ -122,8 +122,9 @@ class Stages:
             with self._stage("traces") as counter:
                 speaker = self.speaker(loaded, world)
                 groups = speaker.ask(tasks, student.attempts, seed)
+                work = speaker.work.taken()  # every worker says its part
                 if counter:
-                    counter.add(*speaker.work.taken())
+                    counter.add(*work)
             if self.parallel.is_first:
                 found = [
                     trace for task, group in zip(tasks, groups) for trace in _verified(world, speaker, task, group)
