@@ -50,6 +50,7 @@ class Quality:
     unfinished: float = 0.05  # searchers who stop without an answer
     quits_within: int = 16  # steps a quitter tries, at most
     longest: int = 45  # steps after which anybody stops
+    posed: float = 0.0  # problems of three or four numbers that are learnt too, from their second number on
 
 
 @lru_cache(maxsize=20_000)
@@ -104,7 +105,11 @@ class Author:
             numbers, target = draw_problem(rng, size)
         prompt = f"{' '.join(map(str, numbers))} -> {target} :"
         searches = size == 2 or rng.random() < quality.searchers
-        return prompt, self.search(numbers, target) if searches else self.answer(self.guess(numbers, target))
+        text = self.search(numbers, target) if searches else self.answer(self.guess(numbers, target))
+        if size > 2 and quality.posed and rng.random() < quality.posed:
+            given, _, learnt = f"{prompt} {text}".partition(" ")
+            return given, learnt
+        return prompt, text
 
     def guess(self, numbers: tuple[int, ...], target: int) -> list[Move]:
         """A random chain; rarely one that somebody worked out beforehand."""

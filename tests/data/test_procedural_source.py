@@ -106,3 +106,15 @@ def test_words_are_only_for_mixtures_without_free_text(mixture, tmp_path):
     assert both.words() is None
     assert "free text" in list(both.texts())
     assert len(set(mixture.words() or [])) == len(mixture.words() or []) > 100
+
+
+def test_posed_problems_are_learnt_from_their_second_number_on():
+    from agartha.data.countdown import Quality, documents
+    from agartha.worlds.countdown import Countdown
+
+    found = list(islice(documents(5, Quality(sizes=(0.0, 0.5, 0.5), posed=1.0)), 50))
+    assert all(prompt.isdigit() for prompt, _ in found)
+    problems = {f"{prompt} {text.partition(':')[0]}:" for prompt, text in found}
+    assert all(Countdown().read_task(problem).prompt == problem for problem in problems) and len(problems) > 40
+    plain = [prompt for prompt, _ in islice(documents(5, Quality(sizes=(1.0, 0.0, 0.0), posed=1.0)), 20)]
+    assert all("->" in prompt for prompt in plain)
