@@ -130,11 +130,9 @@ class Comparison:
 
     def _candidate(self, trial: Trial) -> Candidate:
         folder = trial.folder(self.folder)
-        facts = read_record(folder).model_dump(mode="json")
-        lineage = {name: facts[name] for name in ("run_id", "program", "command", "config_digest", "parents", "code")}
         lora = getattr(getattr(self.config, trial.way), "lora", None)
         states = folder / self.results["trials"][trial.name]["states"]
-        return Candidate(self.config.start, states, folder / "model", lora, lineage)
+        return Candidate(self.config.start, states, folder / "model", lora, read_record(folder).lineage())
 
     def _asked(self, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
         with self.entry.stage("evaluation"):

@@ -18,13 +18,10 @@ from agartha.distill.share import draw_tasks
 from agartha.distill.teachers import describe_teacher
 from agartha.distill.traces import Trace, read_card, read_traces
 from agartha.distill.train import distil, limits
-from agartha.engine.export import Companions
+from agartha.engine.export import save_trained
 from agartha.engine.load import Loaded, digest_of, found_at, fresh, load
 from agartha.learn.parallel import Parallel, launch
 from agartha.ledger.record import Run, record
-from agartha.model.adapter_folder import save_adapter
-from agartha.model.hf_folder import save_model
-from agartha.model.lora import merge_lora
 from agartha.model.open import open_source
 from agartha.text.prompt_format import prompt_format
 from agartha.worlds.checks import preflight
@@ -118,20 +115,9 @@ class Pair:
         return counts
 
     def save(self, config: DistillConfig, folder: Path, entry: Run) -> dict[str, str]:
-        """A model that opens again, an adapter, or both; returns where they are."""
-        decoder, facts = self.student.decoder, entry.entry.model_dump(mode="json")
-        lineage = {name: facts[name] for name in ("run_id", "program", "command", "config_digest", "parents", "code")}
-        cards = {"lineage.json": lineage} | ({"traces.json": self.card} if self.card else {})
-        made: dict[str, str] = {}
-        if config.lora is not None:
-            made["adapter"] = str(folder / "adapter")
-            save_adapter(folder / "adapter", decoder, config.lora, config.student, cards)
-            if not config.lora.merge:
-                return made
-            merge_lora(decoder)
-        companions = Companions.of(config.student or _text_source(config), self.student)
-        save_model(folder / "model", decoder, companions, cards)
-        return made | {"model": str(folder / "model")}
+        """See `save_trained`."""
+        cards = {"lineage.json": entry.entry.lineage()} | ({"traces.json": self.card} if self.card else {})
+        return save_trained(folder, self.student, config.student or _text_source(config), config.lora, cards)
 
 
 def _traces(

@@ -8,11 +8,12 @@ from typing import Any, Literal
 from agartha.core.errors import ConfigError
 from agartha.core.files import write_json
 from agartha.engine.load import Loaded, found_at, load
-from agartha.model.adapter_folder import load_adapter
+from agartha.model.adapter_folder import load_adapter, save_adapter
 from agartha.model.export import DTYPES, FILE_TYPES, Type, export_gguf, export_hf
 from agartha.model.gguf_file import GGUF
-from agartha.model.hf_folder import HFFolder
+from agartha.model.hf_folder import HFFolder, save_model
 from agartha.model.lora import merge_lora
+from agartha.model.lora_config import LoraConfig
 from agartha.model.open import open_source
 from agartha.text.gguf_vocabulary import gguf_vocabulary
 
@@ -95,3 +96,22 @@ class Companions:
         write_json(folder / "generation_config.json", {"eos_token_id": list(self.loaded.eos_ids)})
         if self.loaded.template is not None:
             (folder / "chat_template.jinja").write_text(self.loaded.template, encoding="utf-8")
+
+
+def save_trained(
+    folder: Path, loaded: Loaded, origin: str, lora: LoraConfig | None, cards: dict[str, Any]
+) -> dict[str, str]:
+    """What training made of a loaded model: one that opens again, its adapter, or both; returns where they are.
+
+    origin: where tokenizer and chat template come from, and what an adapter stands beside. cards: JSON files by name.
+    Raises: CapacityError if the disk is full.
+    """
+    made: dict[str, str] = {}
+    if lora is not None:
+        made["adapter"] = str(folder / "adapter")
+        save_adapter(folder / "adapter", loaded.decoder, lora, origin, cards)
+        if not lora.merge:
+            return made
+        merge_lora(loaded.decoder)
+    save_model(folder / "model", loaded.decoder, Companions.of(origin, loaded), cards)
+    return made | {"model": str(folder / "model")}

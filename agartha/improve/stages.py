@@ -168,10 +168,7 @@ class Stages:
         self.parallel.barrier()
 
     def _save(self, folder: Path, loaded: Loaded, origin: Path | str) -> None:
-        facts = self.run.entry.model_dump(mode="json") if self.run else {}
-        lineage = {
-            name: facts.get(name) for name in ("run_id", "program", "command", "config_digest", "parents", "code")
-        }
+        lineage = self.run.entry.lineage() if self.run else {}
         save_model(folder, loaded.decoder, Companions.of(origin, loaded), {"lineage.json": lineage})
 
     def _stage(self, name: str) -> Any:

@@ -152,6 +152,11 @@ class RunRecord(Entry):
     peak_memory_bytes: int = 0
     folder: Path | None = Field(default=None, exclude=True)
 
+    def lineage(self) -> dict[str, Any]:
+        """What a model folder says of where it comes from, as JSON."""
+        kept = {"run_id", "program", "command", "config_digest", "parents", "code", "machine"}
+        return self.model_dump(mode="json", include=kept)
+
 
 def _add(one: float | None, other: float | None) -> float | None:
     return other if one is None else one if other is None else one + other

@@ -39,7 +39,7 @@ def _worker(parallel: Parallel, config: PretrainConfig, folder: Path, command: l
     with record(folder, "pretrain", command, config, parents, budget=config.budget) as entry:
         write_json(folder / "config.json", resolved(config))
         learner, tokenizer, mixture = build_and_train(parallel, config, folder, entry)
-        extra = {"mixture.json": mixture.card(), "lineage.json": lineage(entry)}
+        extra = {"mixture.json": mixture.card(), "lineage.json": entry.entry.lineage()}
         save_model(folder / "model", learner.decoder, tokenizer, extra)
         entry.entry.made = [digest_of(folder / "model")]
     totals = entry.entry.totals
@@ -109,10 +109,3 @@ def build_decoder(config: PretrainConfig, tokenizer: Tokenizer) -> Decoder:
             hint="shorten the rows, or give the model more positions.",
         )
     return decoder
-
-
-def lineage(entry: Run) -> dict[str, Any]:
-    """What a model folder says of where it comes from."""
-    keep = ("run_id", "program", "command", "config_digest", "parents", "code", "machine")
-    facts = entry.entry.model_dump(mode="json")
-    return {name: facts[name] for name in keep}

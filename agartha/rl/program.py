@@ -10,16 +10,14 @@ from agartha.core.config import resolved
 from agartha.core.errors import ConfigError
 from agartha.core.files import write_json
 from agartha.engine.engine import Engine
-from agartha.engine.export import Companions
+from agartha.engine.export import save_trained
 from agartha.engine.load import Loaded, digest_of, found_at, load
 from agartha.learn.learner import Learner
 from agartha.learn.parallel import Parallel, launch
 from agartha.learn.precision import compute_dtype
 from agartha.ledger.record import Run, record
-from agartha.model.adapter_folder import save_adapter
 from agartha.model.decoder import Decoder
-from agartha.model.hf_folder import save_model
-from agartha.model.lora import add_lora, merge_lora
+from agartha.model.lora import add_lora
 from agartha.model.open import open_source
 from agartha.rl.config import RLConfig
 from agartha.rl.train import Setting, train
@@ -48,26 +46,12 @@ def _worker(parallel: Parallel, config: RLConfig, folder: Path, command: list[st
         return {}
     with record(folder, "rl", command, config, parents=[loaded.digest], budget=config.budget) as entry:
         write_json(folder / "config.json", resolved(config))
-        learner = reinforce_loaded(parallel, config, loaded, folder, entry)
-        made = _save(config, loaded, learner.decoder, folder, entry)
+        reinforce_loaded(parallel, config, loaded, folder, entry)
+        cards = {"lineage.json": entry.entry.lineage(), "world.json": load_world(config.world).spec()}
+        made = save_trained(folder, loaded, config.model, config.lora, cards)
         entry.entry.made = [digest_of(Path(made[name])) for name in ("model", "adapter") if name in made]
     totals = entry.entry.totals
     return made | {"tokens": totals.tokens, "seconds": totals.seconds, "dollars": totals.dollars}
-
-
-def _save(config: RLConfig, loaded: Loaded, decoder: Decoder, folder: Path, entry: Run) -> dict[str, str]:
-    """A model that opens again, an adapter, or both; returns where they are."""
-    facts = entry.entry.model_dump(mode="json")
-    lineage = {name: facts[name] for name in ("run_id", "program", "command", "config_digest", "parents", "code")}
-    cards, made = {"lineage.json": lineage, "world.json": load_world(config.world).spec()}, {}
-    if config.lora is not None:
-        made["adapter"] = str(folder / "adapter")
-        save_adapter(folder / "adapter", decoder, config.lora, config.model, cards)
-        if not config.lora.merge:
-            return made
-        merge_lora(decoder)
-    save_model(folder / "model", decoder, Companions.of(config.model, loaded), cards)
-    return made | {"model": str(folder / "model")}
 
 
 def reinforce(

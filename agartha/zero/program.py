@@ -30,7 +30,7 @@ from agartha.ledger.machine import peak_memory_bytes
 from agartha.ledger.record import Run, record
 from agartha.model.decoder import Decoder
 from agartha.model.hf_folder import load_model, save_model
-from agartha.pretrain.program import build_decoder, lineage, open_data, open_loader
+from agartha.pretrain.program import build_decoder, open_data, open_loader
 from agartha.pretrain.train import pretrain
 from agartha.report.html import write_report
 from agartha.rl.program import reinforce
@@ -184,7 +184,7 @@ class Stages:
 
     def _save(self, folder: Path, decoder: Decoder, cards: dict[str, Any]) -> None:
         if self.parallel.is_first and self.entry:
-            save_model(folder, decoder, self.tokenizer, cards | {"lineage.json": lineage(self.entry)})
+            save_model(folder, decoder, self.tokenizer, cards | {"lineage.json": self.entry.entry.lineage()})
         self.parallel.barrier()
 
 
