@@ -69,9 +69,11 @@ def _worker(parallel: Parallel, config: DistillConfig, folder: Path, command: li
     with record(folder, "distill", command, config, parents=_parents(config), budget=config.budget) as entry:
         write_json(folder / "config.json", resolved(config))
         pair = Pair.open(parallel, config, folder, entry)
-        made = pair.teach(parallel, config, folder, entry) | pair.save(config, folder, entry)
+        counts = pair.teach(parallel, config, folder, entry)
+        made = pair.save(config, folder, entry)
+        entry.entry.made = [digest_of(Path(made[name])) for name in ("model", "adapter") if name in made]
     totals = entry.entry.totals
-    return made | {"tokens": totals.tokens, "seconds": totals.seconds, "dollars": totals.dollars}
+    return counts | made | {"tokens": totals.tokens, "seconds": totals.seconds, "dollars": totals.dollars}
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from agartha.distill.program import Pair
 from agartha.distill.teachers import EngineTeacher
 from agartha.distill.traces import read_card, read_traces
 from agartha.engine.engine import Engine
-from agartha.engine.load import Loaded
+from agartha.engine.load import Loaded, digest_of
 from agartha.learn.learner import Learner
 from agartha.learn.parallel import Parallel, launch
 from agartha.learn.precision import compute_dtype
@@ -39,6 +39,8 @@ from agartha.worlds.load import load_world
 from agartha.zero.config import ZeroConfig
 from agartha.zero.heldout import Examiner, Question
 from agartha.zero.story import compose
+
+MODELS = ("base", "model", "student", "control")
 
 
 def run(config: ZeroConfig, folder: Path, command: Sequence[str]) -> dict[str, Any]:
@@ -185,6 +187,8 @@ class Stages:
     def _save(self, folder: Path, decoder: Decoder, cards: dict[str, Any]) -> None:
         if self.parallel.is_first and self.entry:
             save_model(folder, decoder, self.tokenizer, cards | {"lineage.json": self.entry.entry.lineage()})
+            there = [self.folder / name for name in MODELS if (self.folder / name / "config.json").exists()]
+            self.entry.entry.made = [digest_of(place) for place in there]
         self.parallel.barrier()
 
 

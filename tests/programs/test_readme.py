@@ -40,7 +40,7 @@ def test_command_runs(command: str, agartha: Command, base: Path, tmp_path: Path
     for name, place in places.items():
         command = command.replace(name, str(place))
     words = shlex.split(command)[1:]
-    if words[0] in ("zero", "pretrain", "rl"):
+    if words[0] in ("zero", "pretrain", "rl", "traces", "distill", "compare", "improve"):
         words.append("--dry-run")
     if words[0] in ("serve", "pull", "chat"):  # these wait for somebody, or for the network
         words.append("--help")
