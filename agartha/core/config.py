@@ -8,6 +8,7 @@ import re
 import reprlib
 import tomllib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -25,6 +26,19 @@ class Config(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, protected_namespaces=()
     )
+
+    @pydantic.field_validator("*", mode="wrap")
+    @classmethod
+    def _none_by_its_name(cls, value: Any, read: pydantic.ValidatorFunctionWrapHandler) -> Any:
+        """TOML has no null: where nothing else is meant by "none", and None may be, it is None."""
+        try:
+            return read(value)
+        except pydantic.ValidationError:
+            if value != "none":
+                raise
+            with suppress(pydantic.ValidationError):
+                return read(None)
+            raise
 
 
 def load(cls: type[_Program], recipe: Path | str | None, overrides: Sequence[str] = ()) -> _Program:

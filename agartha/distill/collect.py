@@ -87,6 +87,8 @@ def collect(
         share = Share(config, world, teacher, book, _my_tasks(config, world, held_out, teacher, parallel))
         problem = _drive(share, run, parallel)
         everyone = parallel.all_gather_object(share.result)
+        if problem is None and not any(result.verified for result in everyone):
+            problem = nothing_verified(config, everyone)
         if parallel.is_first:
             _finish(path, config, asked, everyone, book, problem)
     parallel.barrier()
@@ -141,10 +143,8 @@ def _finish(
     book: Book,
     problem: BaseException | None,
 ) -> None:
-    """Choose, write the file and its card. Raises: DataError if there is nothing to write and that is the only problem."""
+    """Choose, write the file and its card, if there is anything to write."""
     verified = [trace for result in everyone for trace in result.verified]
-    if not verified and problem is None:
-        raise nothing_verified(config, everyone)
     if not verified or isinstance(problem, Interrupted):
         return
     unique = distinct(verified)

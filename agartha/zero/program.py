@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from agartha.core.config import resolved
+from agartha.core.errors import DataError
 from agartha.core.files import write_json
 from agartha.core.metrics import read_metrics
 from agartha.distill.collect import collect
@@ -61,6 +62,7 @@ def _worker(parallel: Parallel, config: ZeroConfig, folder: Path, command: list[
         stages.all()
         entry.flush()
         facts = {"peak_memory_bytes": max(stages.peak, peak_memory_bytes()), "parameters": stages.parameters}
+        facts |= {"limits": stages.limits}
         report = compose(
             config, stages.examiner.results, entry.entry.model_dump(mode="json"), stages.mixture.card(), facts
         )
@@ -77,7 +79,7 @@ class Stages:
         self.pretrain_config, self.rl_config = config.stages()
         self.mixture, self.tokenizer = open_data(config.pretrain.data)
         self.examiner = Examiner(folder, parallel, load_world(config.rl.world), self.tokenizer, config.heldout)
-        self.peak, self.parameters = 0, dict[str, int]()
+        self.peak, self.parameters, self.limits = 0, dict[str, int](), list[str]()
 
     def all(self) -> None:
         decoder = self.pretrained()
@@ -88,9 +90,7 @@ class Stages:
         self.examine("after reinforcement learning", decoder, "zero")
         self.parameters = {"zero": decoder.config.num_parameters()}
         if (lesson := self.config.lesson()) is not None:
-            student = self.taught(lesson, decoder)
-            self.examine("after distillation", student, "student")
-            self.parameters["student"] = student.config.num_parameters()
+            self.examine_student(lesson, decoder)
         if self.config.controls.more_pretraining:
             self.examine("after more pretraining", self.pretrained_longer(minutes), "more pretraining")
         everyone = self.parallel.all_gather_object(peak_memory_bytes())
@@ -131,6 +131,16 @@ class Stages:
         pair.teach(self.parallel, config, self.folder, self.entry)
         self._save(final, student.decoder, {"traces.json": pair.card or {}})
         return student.decoder
+
+    def examine_student(self, config: DistillConfig, teacher: Decoder) -> None:
+        """A model that answers nothing right has nothing to teach; the report then says so."""
+        try:
+            student = self.taught(config, teacher)
+        except DataError as error:
+            self.limits = [f"There is no student: {error.message}"]
+            return
+        self.examine("after distillation", student, "student")
+        self.parameters["student"] = student.config.num_parameters()
 
     def _plain(self, decoder: Decoder) -> Loaded:
         return Loaded(decoder, self.tokenizer, None, (self.tokenizer.eos_id,), "", "")

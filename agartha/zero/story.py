@@ -47,7 +47,7 @@ def compose(
         "pricing": entry["pricing"],
         "run_id": entry["run_id"],
         "started": entry["started"],
-        "limits": LIMITS,
+        "limits": [*LIMITS, *facts["limits"]],
     }
 
 

@@ -59,6 +59,12 @@ def test_a_value_is_toml_and_otherwise_plain_text() -> None:
     assert load(ProgramConfig, None, ["name=a=b"]).name == "a=b"
 
 
+def test_none_is_none_where_nothing_else_is_meant_by_it() -> None:
+    config = load(ProgramConfig, None, ["depth=4", "depth=none", "name=none"])
+    assert config.depth is None and config.name == "none"
+    assert "seed" in fails(None, "seed=none")
+
+
 def test_naming_one_key_of_a_table_keeps_the_others() -> None:
     assert load(ProgramConfig, None, ["optim.learning_rate=1"]).optim.betas == (0.8, 0.9)
 

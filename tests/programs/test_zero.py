@@ -16,7 +16,8 @@ def run(agartha: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = agartha(
         "zero", "seed=1", "pretrain.tokens=20000", "pretrain.data.row_length=256",
         "rl.steps=2", "rl.prompts_per_step=4", "rl.sampling.max_tokens=32",
-        "heldout.problems=12", "heldout.max_tokens=40", "rl.gap_limit=1.0", *shape, "--folder", folder,
+        "heldout.problems=12", "heldout.max_tokens=40", "rl.gap_limit=1.0", "student.collect.tasks=4",
+        "student.collect.max_tokens=32", *shape, "--folder", folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
@@ -35,6 +36,8 @@ def test_report_holds_what_is_promised(run: Path) -> None:
         }
         for name in ("base", "zero"):
             assert {"accuracy", "low", "high", "tokens"} <= scores[name].keys()
+    no_student = [limit for limit in report["limits"] if "There is no student: none of 8 answers was verified" in limit]
+    assert len(no_student) == 1 and "student" not in report["heldout"]["countdown3"]
     page = (run / "report.html").read_text()
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
 
@@ -93,6 +96,7 @@ def test_a_student_learns_from_the_model_that_was_made(agartha: Command, tmp_pat
     world = tmp_path / "content.py"
     world.write_text(CONTENT_WITH_ANYTHING)
     small = SMALL_MODEL | {"hidden_size": 16, "num_nextn_predict_layers": 0, "n_routed_experts": 0}
+    small |= {"model_type": "deepseek_v3"}
     settings = [
         *(f"pretrain.model.{name}={value}" for name, value in SMALL_MODEL.items()),
         *(f"student.model.{name}={value}" for name, value in small.items()),
@@ -100,6 +104,7 @@ def test_a_student_learns_from_the_model_that_was_made(agartha: Command, tmp_pat
         "rl.sampling.max_tokens=32", "rl.gap_limit=1.0", f"rl.world={world}", "heldout.problems=10", "heldout.levels=[2]",
         "heldout.max_tokens=32", "controls.more_pretraining=false", "controls.forced_start=", "student.steps=3",
         "student.rows=4", f"student.collect.world={world}", "student.collect.tasks=20", "student.collect.max_tokens=64",
+        "student.collect.attempts=4",
     ]  # fmt: skip
     done = agartha("zero", *settings, "--folder", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -109,3 +114,5 @@ def test_a_student_learns_from_the_model_that_was_made(agartha: Command, tmp_pat
     assert report["parameters"]["student"] < report["parameters"]["zero"]
     assert (tmp_path / "run" / "student" / "traces.json").exists()
     assert "its student" in (tmp_path / "run" / "report.html").read_text()
+    listed = json.loads(agartha("runs", "--root", tmp_path, "--json").stdout)
+    assert [len(entry["made"]) for entry in listed["runs"]] == [3]  # base, model, student
