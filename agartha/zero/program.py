@@ -87,12 +87,14 @@ class Stages:
         started = time.monotonic()
         decoder = self.reinforced(decoder)
         minutes = (time.monotonic() - started) / 60
-        self.examine("after reinforcement learning", decoder, "zero")
+        self.examine(decoder, "zero")
         self.parameters = {"zero": decoder.config.num_parameters()}
         if (lesson := self.config.lesson()) is not None:
             self.examine_student(lesson, decoder)
         if self.config.controls.more_pretraining:
-            self.examine("after more pretraining", self.pretrained_longer(minutes), "more pretraining")
+            control = self.pretrained_longer(minutes)
+            with self._stage("evaluation"):
+                self._ask(control, Question("more pretraining"))
         everyone = self.parallel.all_gather_object(peak_memory_bytes())
         self.peak = sum(everyone)
 
@@ -139,7 +141,7 @@ class Stages:
         except DataError as error:
             self.limits = [f"There is no student: {error.message}"]
             return
-        self.examine("after distillation", student, "student")
+        self.examine(student, "student")
         self.parameters["student"] = student.config.num_parameters()
 
     def _plain(self, decoder: Decoder) -> Loaded:
@@ -171,7 +173,7 @@ class Stages:
                 self._ask(decoder, Question("forced start", forced=controls.forced_start))
         assert held_out.levels
 
-    def examine(self, _why: str, decoder: Decoder, name: str) -> None:
+    def examine(self, decoder: Decoder, name: str) -> None:
         with self._stage("evaluation"):
             self._ask(decoder, Question(name), Question(f"{name} greedy", temperature=0.0))
 
