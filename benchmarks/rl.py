@@ -41,7 +41,8 @@ def worker(parallel: Parallel, steps: int, new: int) -> tuple[list[float], list[
     rates = dict.fromkeys(
         ("matrix_learning_rate", "embedding_learning_rate", "head_learning_rate", "other_learning_rate"), RATE
     )
-    learner = Learner(Decoder(config(initializer_range=0.02)), LearnerConfig(optimizer=OptimizerConfig(matrices="adamw", **rates)), parallel)
+    settings = LearnerConfig(optimizer=OptimizerConfig(matrices="adamw", **rates), microbatch_rows=8)
+    learner = Learner(Decoder(config(initializer_range=0.02)), settings, parallel)  # as wide as the peer's
     learner.sampler = Engine(learner.decoder, PROMPTS * GROUP // parallel.world_size, 16 + new)
     objective = Objective(policy_loss=partial(grpo_loss, clip_low=0.2, clip_high=0.2))
     seconds, rewards = [], []

@@ -1,4 +1,7 @@
-"""Sampled tokens per second at batch 1, 32 and 256: ours over `transformers.generate`, same shape, temperature 1, no stop."""
+"""Sampled tokens per second at batch 1, 32 and 256: ours over `transformers.generate`, same shape, temperature 1, no stop.
+
+A batch large enough to be shared goes through one worker a core, as rollouts of reinforcement learning do.
+"""
 
 import time
 
@@ -9,25 +12,48 @@ from side_by_side import CORES, arguments, compare
 from agartha.engine.engine import Engine
 from agartha.engine.request import Request
 from agartha.engine.sampler import Sampling
+from agartha.learn.parallel import Parallel, launch
 from agartha.learn.precision import compute_dtype
 from agartha.model.decoder import Decoder
 
-PROMPT, NEW = 16, 96
+PROMPT, NEW, SHARED = 16, 96, 64
+
+
+def requests_of(batch: int, new: int) -> list[Request]:
+    prompts = torch.randint(1, 512, (batch, PROMPT), generator=torch.Generator().manual_seed(batch))
+    return [Request(prompt.tolist(), Sampling(1.0, max_tokens=new, seed=i)) for i, prompt in enumerate(prompts)]
+
+
+def engine_of(rows: int) -> Engine:
+    decoder = Decoder(config()).eval()
+    decoder.compute_dtype = compute_dtype("auto", torch.device("cpu"))
+    return Engine(decoder, rows, PROMPT + NEW)
+
+
+def worker(parallel: Parallel, batch: int, new: int) -> float:
+    """Tokens per second of all workers together."""
+    mine = requests_of(batch, new)[parallel.rank :: parallel.world_size]
+    engine = engine_of(len(mine))
+    engine.generate(mine)
+    parallel.barrier()
+    began = time.perf_counter()
+    engine.generate(mine)
+    parallel.barrier()
+    return batch * new / (time.perf_counter() - began)
 
 
 def main() -> None:
     options = arguments(__doc__).parse_args()
     new = 8 if options.quick else NEW
     torch.set_num_threads(CORES)
-    decoder = Decoder(config()).eval()
-    decoder.compute_dtype = compute_dtype("auto", torch.device("cpu"))
-    model = peer().eval()
-    engine = Engine(decoder, 256, PROMPT + NEW)
+    model, engine = peer().eval(), engine_of(SHARED)
     for batch in (1, 32, 256):
-        prompts = torch.randint(1, 512, (batch, PROMPT), generator=torch.Generator().manual_seed(batch))
-        requests = [Request(prompt.tolist(), Sampling(1.0, max_tokens=new, seed=i)) for i, prompt in enumerate(prompts)]
+        requests = requests_of(batch, new)
+        prompts = torch.tensor([request.prompt_ids for request in requests])
 
         def ours(requests=requests, batch=batch) -> float:
+            if batch > SHARED:
+                return launch(worker, CORES, batch, new)
             began = time.perf_counter()
             engine.generate(requests)
             return batch * new / (time.perf_counter() - began)
@@ -58,7 +84,8 @@ def main() -> None:
             options,
             new_tokens=new,
             peer_precision=str(faster),
-            threads=CORES,
+            workers=CORES if batch > SHARED else 1,
+            cores=CORES,
         )
 
 

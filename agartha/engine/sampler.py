@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agartha.core.errors import ConfigError, NumericsError
 
 UNCUT = (1.0, 0.0, 0.0)  # top_p, top_k, min_p that leave everything in
 HEAD = 1024  # tokens: the likeliest, among which a cut nearly always falls
+STRETCH, BELOW_ONE = 64, 1 - 1e-12
 TOP_LOGPROBS = 20  # the most that may be asked for
 
 
@@ -112,9 +113,7 @@ def choose(
         if (settings[:, 1:] != UNCUT).any():
             cut = np.flatnonzero((settings[:, 1:] != UNCUT).any(1) & ~greedy)
             probabilities[cut] = _cut(probabilities[cut], settings[cut])
-        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-        threshold = torch.from_numpy(uniform(seeds, counts)).unsqueeze(1) * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+        chosen = _invert(probabilities, torch.from_numpy(uniform(seeds, counts)).unsqueeze(1))
         if greedy.any():
             chosen = torch.where(torch.from_numpy(greedy), scaled.argmax(-1), chosen)
     logprobs = scaled.gather(1, chosen.unsqueeze(1)).squeeze(1).numpy()
@@ -124,6 +123,24 @@ def choose(
             hint="the weights have diverged: lower the learning rate, or go back to an earlier checkpoint.",
         )
     return chosen.numpy(), logprobs
+
+
+def _invert(probabilities: Tensor, share: Tensor) -> Tensor:
+    """The token [S] at which the running sum of weights [S, V] first exceeds `share` [S, 1] in [0, 1) of their whole.
+
+    First the stretch of the vocabulary, then the token in it: a running sum over all of it costs more than all else here.
+    """
+    stretches = nn.functional.pad(probabilities, (0, -probabilities.shape[1] % STRETCH)).unflatten(1, (-1, STRETCH))
+    sums = stretches.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted = share * sums[:, -1:]
+    which = torch.searchsorted(sums, wanted, right=True).clamp_(max=sums.shape[1] - 1)
+    wanted -= torch.where(which > 0, sums.gather(1, (which - 1).clamp_(min=0)), 0.0)
+    inside = stretches[torch.arange(len(stretches)), which[:, 0]].cumsum(-1, dtype=torch.float64)
+    wanted = torch.minimum(
+        wanted, inside[:, -1:] * BELOW_ONE
+    )  # sums of another order: never past the last that has weight
+    found = which * STRETCH + torch.searchsorted(inside, wanted, right=True)
+    return found.squeeze(1).clamp_(max=probabilities.shape[1] - 1)
 
 
 def edit(

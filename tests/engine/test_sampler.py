@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from agartha.core.errors import ConfigError, NumericsError
-from agartha.engine.sampler import Sampling, choose, uniform
+from agartha.engine.sampler import Sampling, _invert, choose, uniform
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 
@@ -52,6 +52,19 @@ def test_each_row_follows_its_own_settings() -> None:
         alone = choose(logits[i : i + 1], np.array([row.settings]), seeds[i : i + 1], counts[i : i + 1])
         assert together[0][i] == alone[0][0] and together[1][i] == pytest.approx(alone[1][0], abs=1e-6)
     assert together[0][0] == int(logits[0].argmax()) and together[0][2] == int(logits[2].argmax())
+
+
+@pytest.mark.parametrize("vocab", [5, 64, 100, 1000])
+def test_a_draw_is_where_the_running_sum_passes_the_random_number(vocab: int) -> None:
+    weights = torch.randn(200, vocab, generator=torch.Generator().manual_seed(vocab)).exp()
+    weights[weights < 0.8] = 0
+    weights[:, 0] += 1e-3
+    share = torch.linspace(0, 1 - 2**-53, 200, dtype=torch.float64).unsqueeze(1)
+    sums = weights.cumsum(1, dtype=torch.float64)
+    expected = torch.searchsorted(sums, share * sums[:, -1:], right=True).squeeze(1)
+    found = _invert(weights, share)
+    assert (weights.gather(1, found[:, None]) > 0).all()
+    assert torch.equal(found[:-1], expected[:-1])  # the last share is 1 as far as doubles tell
 
 
 def test_random_numbers_are_even_and_depend_on_seed_and_count() -> None:

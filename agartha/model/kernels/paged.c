@@ -114,15 +114,16 @@ static void rotate(float *x, const float *cs, int64_t rope, int interleaved) {
   memcpy(x, tmp, rope * 4);
 }
 
+INLINE vec silu(vec x) { return x / (1.0f + exp_vec(-x)); }
+
 static void swiglu_row(float *x, int64_t width) { /* [gates, ups] -> the first half, in place */
-  for (int64_t d = 0; d < width; d += 16) {
-    float g[16] = {0}, u[16] = {0};
-    int64_t n = width - d < 16 ? width - d : 16;
-    memcpy(g, x + d, n * 4), memcpy(u, x + width + d, n * 4);
-    vec gate = *(vec *)g;
-    *(vec *)g = gate / (1.0f + exp_vec(-gate)) * *(vec *)u;
-    memcpy(x + d, g, n * 4);
-  }
+  int64_t d = 0, n = width % 16;
+  for (; d + 16 <= width; d += 16) *(vec *)(x + d) = silu(*(vec *)(x + d)) * *(vec *)(x + width + d);
+  if (!n) return;
+  float g[16] = {0}, u[16] = {0};
+  memcpy(g, x + d, n * 4), memcpy(u, x + width + d, n * 4);
+  *(vec *)g = silu(*(vec *)g) * *(vec *)u;
+  memcpy(x + d, g, n * 4);
 }
 
 /* ---- attention --------------------------------------------------------------------------------------------------- */
