@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agartha.core.errors import ConfigError, NumericsError
+from agartha.model.kernels.draw import draw, drawable
 
 UNCUT = (1.0, 0.0, 0.0)  # top_p, top_k, min_p that leave everything in
 HEAD = 1024  # tokens: the likeliest, among which a cut nearly always falls
@@ -101,28 +102,30 @@ def choose(
     so far. The log-probability is that of the temperature-scaled distribution before anything is cut off, which is what a
     policy gradient needs; greedy rows count as temperature 1. Raises: NumericsError for logits that are not finite.
     """
-    temperature = settings[:, 0]
-    greedy = temperature == 0
-    if (temperature != 1).any():
-        logits = logits / torch.from_numpy(np.where(greedy, 1.0, temperature).astype(np.float32)).unsqueeze(1)
-    scaled = logits.log_softmax(-1)
-    if greedy.all():
-        chosen = scaled.argmax(-1)
-    else:
-        probabilities = scaled.exp()
-        if (settings[:, 1:] != UNCUT).any():
-            cut = np.flatnonzero((settings[:, 1:] != UNCUT).any(1) & ~greedy)
-            probabilities[cut] = _cut(probabilities[cut], settings[cut])
-        chosen = _invert(probabilities, torch.from_numpy(uniform(seeds, counts)).unsqueeze(1))
-        if greedy.any():
-            chosen = torch.where(torch.from_numpy(greedy), scaled.argmax(-1), chosen)
-    logprobs = scaled.gather(1, chosen.unsqueeze(1)).squeeze(1).numpy()
+    greedy = settings[:, 0] == 0
+    scale = np.where(greedy, 1.0, settings[:, 0])
+    share = np.where(greedy, -1.0, uniform(seeds, counts))
+    chosen, logprobs = (draw if drawable(logits) else _draw)(logits, scale, share)
+    cut = np.flatnonzero((settings[:, 1:] != UNCUT).any(1) & ~greedy)
+    if len(cut):
+        chosen[cut], logprobs[cut] = _draw(logits[cut], scale[cut], share[cut], settings[cut])
     if not np.isfinite(logprobs).all():
         raise NumericsError(
             f"the logits of {(~np.isfinite(logprobs)).sum()} of {len(logprobs)} rows are not finite.",
             hint="the weights have diverged: lower the learning rate, or go back to an earlier checkpoint.",
         )
-    return chosen.numpy(), logprobs
+    return chosen, logprobs
+
+
+def _draw(
+    logits: Tensor, scale: np.ndarray, share: np.ndarray, cuts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The plain form of `kernels.draw`, and what `cuts` [S, 4] leave of the distribution to draw from."""
+    scaled = (logits / torch.from_numpy(scale.astype(np.float32)).unsqueeze(1)).log_softmax(-1)
+    probabilities = scaled.exp() if cuts is None else _cut(scaled.exp(), cuts)
+    drawn = _invert(probabilities, torch.from_numpy(share).clamp(min=0).unsqueeze(1))
+    chosen = torch.where(torch.from_numpy(share < 0), scaled.argmax(-1), drawn)
+    return chosen.numpy(), scaled.gather(1, chosen.unsqueeze(1)).squeeze(1).numpy()
 
 
 def _invert(probabilities: Tensor, share: Tensor) -> Tensor:

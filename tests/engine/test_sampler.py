@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from agartha.core.errors import ConfigError, NumericsError
-from agartha.engine.sampler import Sampling, _invert, choose, uniform
+from agartha.engine.sampler import Sampling, _draw, _invert, choose, uniform
+from agartha.model.kernels import draw as kernel
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 
@@ -65,6 +66,32 @@ def test_a_draw_is_where_the_running_sum_passes_the_random_number(vocab: int) ->
     found = _invert(weights, share)
     assert (weights.gather(1, found[:, None]) > 0).all()
     assert torch.equal(found[:-1], expected[:-1])  # the last share is 1 as far as doubles tell
+
+
+@pytest.mark.parametrize("vocab", [5, 64, 100, 1000])
+def test_kernel_draws_as_the_plain_form_does(vocab: int) -> None:
+    logits = torch.randn(300, vocab, generator=torch.Generator().manual_seed(vocab)) * 4
+    logits[:, 1] = -torch.inf
+    logits[::3, vocab // 2 :] = -torch.inf
+    if not kernel.drawable(logits):
+        pytest.skip("no compiler")
+    rng = np.random.default_rng(vocab)
+    scale, share = rng.uniform(0.3, 2, 300), rng.uniform(0, 1, 300)
+    share[:40], share[40:44] = -1, 1 - 2.0**-53
+    (chosen, logprobs), (plain, expected) = kernel.draw(logits, scale, share), _draw(logits, scale, share)
+    assert (chosen == plain)[:40].all() and (
+        chosen == plain
+    ).mean() > 0.99  # sums in another order may part at a border
+    same = chosen == plain
+    assert np.abs(logprobs - expected)[same].max() < 2e-5
+    assert torch.isfinite(logits[torch.arange(300), torch.from_numpy(chosen)]).all()
+    for odd in (torch.nan, torch.inf):
+        broken = logits.clone()
+        broken[7, 2] = odd
+        finite = np.isfinite(kernel.draw(broken, scale, share)[1])
+        assert not finite[7] and finite.sum() == 299
+    nothing = torch.full((1, vocab), -torch.inf)
+    assert not np.isfinite(kernel.draw(nothing, np.ones(1), np.zeros(1))[1]).any()
 
 
 def test_random_numbers_are_even_and_depend_on_seed_and_count() -> None:

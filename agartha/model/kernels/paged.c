@@ -190,10 +190,12 @@ INLINE void attend_pass(const int Q, const int type, const Model *m, const Pass 
   const char *keys = (const char *)m->keys + base * kw * BLOCK * size, *values = (const char *)m->values + base * vw * BLOCK * size;
   int64_t key_stride = m->key_heads * kw * BLOCK * size, value_stride = m->key_heads * vw * BLOCK * size;
   for (int64_t j = 0; j * BLOCK < p->longest; j++) {
-    const char *block = keys + p->table[j] * key_stride;
+    const char *block = keys + p->table[j] * key_stride, *value = values + p->table[j] * value_stride;
+    const char *next = keys + p->table[(j + 1) * BLOCK < p->longest ? j + 1 : j] * key_stride;
     vec acc[QUERIES];
     for (int q = 0; q < Q; q++) acc[q] = splat(0);
-    for (int64_t i = 0; i < kw; i++) {
+    for (int64_t i = 0; i < kw; i++) { /* blocks lie anywhere: ask for them before they are needed */
+      __builtin_prefetch(next + i * BLOCK * size), __builtin_prefetch(value + i * BLOCK * size);
       vec k = load_kept(block, i * BLOCK, type);
       for (int q = 0; q < Q; q++) acc[q] += p->q[q][i] * k;
     }
