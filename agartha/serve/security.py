@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Iterable
+from contextlib import suppress
 from ipaddress import ip_address
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -32,6 +33,7 @@ FIXED = {
     "x-frame-options": "DENY",
 }  # fmt: skip
 HEADER_BYTES = 32 * 2**10
+LINGER_BYTES, LINGER_SECONDS = 64 * 2**20, 2.0  # of a refused body, read and dropped: else its sender sees a reset, not why
 
 
 class Guard:
@@ -107,6 +109,8 @@ class Guard:
         """Read the body, then hand it out as if it came just now; later calls wait for the client to leave."""
         limit, announced = self.settings.max_body_bytes, headers.get("content-length", "0")
         if announced.isdecimal() and int(announced[:20]) > limit:
+            if "expect" not in headers:  # one who asked first has not begun
+                await _drop(receive)
             raise _too_large(limit)
         try:
             async with asyncio.timeout(self.settings.body_seconds):
@@ -168,9 +172,20 @@ async def _read(receive: Receive, limit: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit:
+            if message.get("more_body", False):
+                await _drop(receive)
             raise _too_large(limit)
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+async def _drop(receive: Receive) -> None:
+    left, message = LINGER_BYTES, {"more_body": True}
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while left > 0 and message.get("more_body", False):
+                message = await receive()
+                left -= len(message.get("body", b""))
 
 
 def _too_large(limit: int) -> APIError:

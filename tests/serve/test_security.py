@@ -151,6 +151,17 @@ def test_a_body_that_is_too_large_is_refused_announced_or_not(server: Live) -> N
     assert server.chat("hello")["choices"][0]["message"]["content"] == "You said: hello"
 
 
+@pytest.mark.parametrize("announced", [True, False])
+def test_who_sends_too_much_is_told_so(server: Live, announced: bool) -> None:
+    """And not only cut off: closing a connection with something unread resets it, and the answer is lost."""
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    size = 9 * 2**20
+    body = f"Content-Length: {size}\r\n\r\n" if announced else f"Transfer-Encoding: chunked\r\n\r\n{size:x}\r\n"
+    end = b"" if announced else b"\r\n0\r\n\r\n"
+    for _ in range(5):
+        assert raw(server, (head + body).encode() + b"x" * size + end).split()[1] == b"413"
+
+
 def test_a_lying_length_is_refused(server: Live) -> None:
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
     for length in ("99999999999999999999999", "20001", "-1", "x"):

@@ -254,18 +254,22 @@ INLINE void block_rows(const int R, const int type, const Linear *l, int64_t blo
   for (int r = 0; r < R; r++) finish(sums[r][0], sums[r][1], y + r * ldy, left, bias);
 }
 
-#define IN_TURNS(NAME, TYPE, A, B, C)                                                                                     \
+/* As many rows at once as registers hold; what is left over at once, too: one row takes as long as three. */
+#define ROWS(R, TYPE) block_rows(R, TYPE, l, block, x + s * ldx, ldx, y + s * ldy, ldy)
+#define LEFT(R, TYPE) case R: ROWS(R, TYPE); break;
+#define IN_TURNS(NAME, TYPE, A, B, MORE)                                                                                  \
   static void NAME(const Linear *l, int64_t block, const char *x, int64_t ldx, int64_t S, float *y, int64_t ldy) {        \
     int64_t s = 0;                                                                                                        \
-    for (; s + A <= S; s += A) block_rows(A, TYPE, l, block, x + s * ldx, ldx, y + s * ldy, ldy);                         \
-    for (; s + B <= S; s += B) block_rows(B, TYPE, l, block, x + s * ldx, ldx, y + s * ldy, ldy);                         \
-    for (; s + C <= S; s += C) block_rows(C, TYPE, l, block, x + s * ldx, ldx, y + s * ldy, ldy);                         \
-    for (; s < S; s++) block_rows(1, TYPE, l, block, x + s * ldx, ldx, y + s * ldy, ldy);                                 \
+    for (; s + A <= S; s += A) ROWS(A, TYPE);                                                                             \
+    for (; s + B <= S; s += B) ROWS(B, TYPE);                                                                             \
+    switch (S - s) { MORE(TYPE) LEFT(5, TYPE) LEFT(4, TYPE) LEFT(3, TYPE) LEFT(2, TYPE) LEFT(1, TYPE) }                   \
   }
-IN_TURNS(block_float32, FLOAT32, 12, 6, 3)
-IN_TURNS(block_bfloat16, BFLOAT16, 12, 6, 3)
-IN_TURNS(block_int8, INT8, 16, 8, 3)
-IN_TURNS(block_int4, INT4, 16, 8, 3)
+#define NO_MORE(TYPE)
+#define TWO_MORE(TYPE) LEFT(7, TYPE) LEFT(6, TYPE)
+IN_TURNS(block_float32, FLOAT32, 12, 6, NO_MORE)
+IN_TURNS(block_bfloat16, BFLOAT16, 12, 6, NO_MORE)
+IN_TURNS(block_int8, INT8, 16, 8, TWO_MORE)
+IN_TURNS(block_int4, INT4, 16, 8, TWO_MORE)
 
 void multiply_block(const Linear *l, int64_t block, const void *lines, int64_t S, float *y, int64_t ldy) {
   int64_t ldx = line_bytes(l->in, l->type);
