@@ -19,9 +19,9 @@ def draw(logits: Tensor, scale: np.ndarray, share: np.ndarray) -> tuple[np.ndarr
     share [S]: the token at which the running sum of probabilities passes it; below 0, the likeliest one.
     """
     logits, (rows, vocab) = logits.contiguous(), logits.shape
-    inverse, share = torch.from_numpy(1 / scale).float(), torch.from_numpy(share).double()
+    inverse, shares = torch.from_numpy(1 / scale).float(), torch.from_numpy(share).double()
     chosen, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
     sizes, threads = (INT(rows), INT(vocab)), INT(torch.get_num_threads())
-    parts = (pointer(x) for x in (inverse, share, chosen, logprobs))
+    parts = (pointer(x) for x in (inverse, shares, chosen, logprobs))
     kernels().draw(pointer(logits), *sizes, *parts, threads)
     return chosen.numpy(), logprobs.numpy()
