@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agartha.core.errors import ConfigError, NumericsError
 from agartha.model.kernels.draw import draw, drawable
 
 UNCUT = (1.0, 0.0, 0.0)  # top_p, top_k, min_p that leave everything in
 HEAD = 1024  # tokens: the likeliest, among which a cut nearly always falls
-STRETCH, BELOW_ONE = 64, 1 - 1e-12
 TOP_LOGPROBS = 20  # the most that may be asked for
 
 
@@ -122,28 +121,14 @@ def _draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The plain form of `kernels.draw`, and what `cuts` [S, 4] leave of the distribution to draw from."""
     scaled = (logits / torch.from_numpy(scale.astype(np.float32)).unsqueeze(1)).log_softmax(-1)
-    probabilities = scaled.exp() if cuts is None else _cut(scaled.exp(), cuts)
-    drawn = _invert(probabilities, torch.from_numpy(share).clamp(min=0).unsqueeze(1))
-    chosen = torch.where(torch.from_numpy(share < 0), scaled.argmax(-1), drawn)
+    chosen, drawn = scaled.argmax(-1), torch.from_numpy(share >= 0)
+    if drawn.any():
+        probabilities = scaled.exp() if cuts is None else _cut(scaled.exp(), cuts)
+        sums = probabilities.cumsum(-1, dtype=torch.float64)
+        wanted = torch.from_numpy(share).unsqueeze(1) * sums[:, -1:]
+        found = torch.searchsorted(sums, wanted, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+        chosen = torch.where(drawn, found, chosen)
     return chosen.numpy(), scaled.gather(1, chosen.unsqueeze(1)).squeeze(1).numpy()
-
-
-def _invert(probabilities: Tensor, share: Tensor) -> Tensor:
-    """The token [S] at which the running sum of weights [S, V] first exceeds `share` [S, 1] in [0, 1) of their whole.
-
-    First the stretch of the vocabulary, then the token in it: a running sum over all of it costs more than all else here.
-    """
-    stretches = nn.functional.pad(probabilities, (0, -probabilities.shape[1] % STRETCH)).unflatten(1, (-1, STRETCH))
-    sums = stretches.sum(-1, dtype=torch.float64).cumsum(-1)
-    wanted = share * sums[:, -1:]
-    which = torch.searchsorted(sums, wanted, right=True).clamp_(max=sums.shape[1] - 1)
-    wanted -= torch.where(which > 0, sums.gather(1, (which - 1).clamp_(min=0)), 0.0)
-    inside = stretches[torch.arange(len(stretches)), which[:, 0]].cumsum(-1, dtype=torch.float64)
-    wanted = torch.minimum(
-        wanted, inside[:, -1:] * BELOW_ONE
-    )  # sums of another order: never past the last that has weight
-    found = which * STRETCH + torch.searchsorted(inside, wanted, right=True)
-    return found.squeeze(1).clamp_(max=probabilities.shape[1] - 1)
 
 
 def edit(

@@ -23,11 +23,10 @@ from agartha.learn.config import LearnerConfig, LossTerms
 from agartha.learn.loss import Metrics, PolicyLoss, Totals, combine, loss_of, target_logprobs
 from agartha.learn.optimizers import build_optimizers
 from agartha.learn.parallel import Parallel
+from agartha.learn.polar import CACHED
 from agartha.learn.precision import compute_dtype
 from agartha.learn.teacher import Teacher
 from agartha.model.decoder import Decoder, shift_targets
-
-CACHED = 2**17  # numbers that stay in a processor's cache
 
 
 @dataclass(frozen=True, slots=True)

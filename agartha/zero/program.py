@@ -92,9 +92,7 @@ class Stages:
         if (lesson := self.config.lesson()) is not None:
             self.examine_student(lesson, decoder)
         if self.config.controls.more_pretraining:
-            control = self.pretrained_longer(minutes)
-            with self._stage("evaluation"):
-                self._ask(control, Question("more pretraining"))
+            self._ask(self.pretrained_longer(minutes), Question("more pretraining"))
         everyone = self.parallel.all_gather_object(peak_memory_bytes())
         self.peak = sum(everyone)
 
@@ -165,27 +163,23 @@ class Stages:
         return decoder
 
     def examine_base(self, decoder: Decoder) -> None:
-        controls, held_out = self.config.controls, self.config.heldout
-        with self._stage("evaluation"):
-            self._ask(decoder, Question("base"), Question("base greedy", temperature=0.0))
-            self._ask(decoder, Question("sharper temperature", temperature=controls.sharper_temperature))
-            if controls.forced_start:
-                self._ask(decoder, Question("forced start", forced=controls.forced_start))
-        assert held_out.levels
+        controls = self.config.controls
+        self.examine(decoder, "base")
+        self._ask(decoder, Question("sharper temperature", temperature=controls.sharper_temperature))
+        if controls.forced_start:
+            self._ask(decoder, Question("forced start", forced=controls.forced_start))
 
     def examine(self, decoder: Decoder, name: str) -> None:
-        with self._stage("evaluation"):
-            self._ask(decoder, Question(name), Question(f"{name} greedy", temperature=0.0))
+        self._ask(decoder, Question(name), Question(f"{name} greedy", temperature=0.0))
 
     def _ask(self, decoder: Decoder, *questions: Question) -> None:
         if all(self.examiner.has(question) for question in questions):
             return
-        decoder.compute_dtype = compute_dtype(self.rl_config.learner.precision, self.parallel.device)
-        engine = Engine(decoder.eval(), 256, self.config.heldout.max_tokens + 32)
-        for question in questions:
-            self.examiner.ask(engine, question)
-        if self.entry:
-            self.entry.flush()
+        with self._stage("evaluation"):
+            decoder.compute_dtype = compute_dtype(self.rl_config.learner.precision, self.parallel.device)
+            engine = Engine(decoder.eval(), 256, self.config.heldout.max_tokens + 32)
+            for question in questions:
+                self.examiner.ask(engine, question)
 
     def _stage(self, name: str):
         return self.entry.stage(name) if self.entry else nullcontext()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from agartha.core.errors import ConfigError, NumericsError
-from agartha.engine.sampler import Sampling, _draw, _invert, choose, uniform
+from agartha.engine.sampler import Sampling, _draw, choose, uniform
 from agartha.model.kernels import draw as kernel
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
@@ -56,19 +56,6 @@ def test_each_row_follows_its_own_settings() -> None:
 
 
 @pytest.mark.parametrize("vocab", [5, 64, 100, 1000])
-def test_a_draw_is_where_the_running_sum_passes_the_random_number(vocab: int) -> None:
-    weights = torch.randn(200, vocab, generator=torch.Generator().manual_seed(vocab)).exp()
-    weights[weights < 0.8] = 0
-    weights[:, 0] += 1e-3
-    share = torch.linspace(0, 1 - 2**-53, 200, dtype=torch.float64).unsqueeze(1)
-    sums = weights.cumsum(1, dtype=torch.float64)
-    expected = torch.searchsorted(sums, share * sums[:, -1:], right=True).squeeze(1)
-    found = _invert(weights, share)
-    assert (weights.gather(1, found[:, None]) > 0).all()
-    assert torch.equal(found[:-1], expected[:-1])  # the last share is 1 as far as doubles tell
-
-
-@pytest.mark.parametrize("vocab", [5, 64, 100, 1000])
 def test_kernel_draws_as_the_plain_form_does(vocab: int) -> None:
     logits = torch.randn(300, vocab, generator=torch.Generator().manual_seed(vocab)) * 4
     logits[:, 1] = -torch.inf
@@ -79,10 +66,8 @@ def test_kernel_draws_as_the_plain_form_does(vocab: int) -> None:
     scale, share = rng.uniform(0.3, 2, 300), rng.uniform(0, 1, 300)
     share[:40], share[40:44] = -1, 1 - 2.0**-53
     (chosen, logprobs), (plain, expected) = kernel.draw(logits, scale, share), _draw(logits, scale, share)
-    assert (chosen == plain)[:40].all() and (
-        chosen == plain
-    ).mean() > 0.99  # sums in another order may part at a border
-    same = chosen == plain
+    same = chosen == plain  # sums in another order may part at a border
+    assert same[:40].all() and same.mean() > 0.99
     assert np.abs(logprobs - expected)[same].max() < 2e-5
     assert torch.isfinite(logits[torch.arange(300), torch.from_numpy(chosen)]).all()
     for odd in (torch.nan, torch.inf):

@@ -95,8 +95,8 @@ def oracle(data):
 def test_a_student_learns_from_the_model_that_was_made(agartha: Command, tmp_path: Path) -> None:
     world = tmp_path / "content.py"
     world.write_text(CONTENT_WITH_ANYTHING)
-    small = SMALL_MODEL | {"hidden_size": 16, "num_nextn_predict_layers": 0, "n_routed_experts": 0}
-    small |= {"model_type": "deepseek_v3"}
+    small = SMALL_MODEL | {"model_type": "deepseek_v3", "hidden_size": 16, "num_nextn_predict_layers": 0}
+    small["n_routed_experts"] = 0
     settings = [
         *(f"pretrain.model.{name}={value}" for name, value in SMALL_MODEL.items()),
         *(f"student.model.{name}={value}" for name, value in small.items()),
