@@ -17,11 +17,11 @@ from agartha.engine.request import Request
 from agartha.engine.sampler import Sampling
 from agartha.learn.config import LearnerConfig, OptimizerConfig, ScheduleConfig
 from agartha.learn.learner import Learner
-from agartha.learn.loss import target_logprobs
 from agartha.learn.parallel import Parallel, launch
 from agartha.learn.schedule import lr_scale
 from agartha.model.config import ModelConfig
 from agartha.model.decoder import Decoder
+from agartha.model.ops import target_logprobs
 from agartha.text.tokenizer import Tokenizer
 
 BASE = {"vocab_size": 128, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "rope_theta": 1000.0}

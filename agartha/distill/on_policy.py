@@ -23,8 +23,9 @@ from agartha.distill.material import Lesson, Material, shuffled
 from agartha.engine.request import Completion, Request
 from agartha.engine.sampler import Sampling
 from agartha.learn.learner import Learner
-from agartha.learn.loss import Metrics, target_logprobs
+from agartha.learn.loss import Metrics
 from agartha.learn.teacher import Teacher
+from agartha.model.ops import target_logprobs
 
 CAP = 2.0  # largest weight of a token for training over sampling probability: both are the same weights, seen by two programs
 LOG_RATIO_LIMIT = 20.0  # nats
@@ -129,6 +130,5 @@ def _values(config: DistillConfig, logprobs: np.ndarray) -> dict[str, np.ndarray
 def _teacher_logprobs(batch: Batch, teacher: Teacher, vocab_size: int, temperature: float) -> Tensor:
     """Of the drawn tokens [B, T]; 0 where nothing is learnt."""
     places, targets = batch.learnt(), batch.targets.clamp(max=vocab_size - 1).flatten()
-    logits = teacher.logits(batch, places)[:, :vocab_size] / temperature
-    found = target_logprobs(logits, targets[places])
+    found = target_logprobs(teacher.logits(batch, places)[:, :vocab_size], targets[places], temperature)
     return found.new_zeros(targets.numel()).index_copy(0, places, found).view(batch.targets.shape)

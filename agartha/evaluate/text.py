@@ -13,8 +13,8 @@ import torch
 
 from agartha.core.errors import DataError
 from agartha.data.packing import Document, pack
-from agartha.learn.loss import target_logprobs
 from agartha.model.decoder import Decoder
+from agartha.model.ops import target_logprobs
 from agartha.text.tokenizer import Tokenizer
 
 ROWS = 8  # of a batch
@@ -82,6 +82,6 @@ def _nats(decoder: Decoder, tokenizer: Tokenizer, waiting: list[list[int]], row_
     batch = pack([Document(ids) for ids in waiting], row_length, tokenizer.pad_id).to(decoder.norm.weight.device)
     total = 0.0
     for part in batch.microbatches(ROWS):
-        logits = decoder.logits(decoder(part.input_ids, part.positions, part.document_start))
+        logits = decoder.head(decoder(part.input_ids, part.positions, part.document_start))
         total -= float(target_logprobs(logits, part.targets).sum(dtype=torch.float64))
     return total

@@ -20,13 +20,14 @@ from agartha.core.errors import NumericsError
 from agartha.data.batch import Batch
 from agartha.learn import checkpoint
 from agartha.learn.config import LearnerConfig, LossTerms
-from agartha.learn.loss import Metrics, PolicyLoss, Totals, combine, loss_of, target_logprobs
+from agartha.learn.loss import Metrics, PolicyLoss, Totals, combine, loss_of
 from agartha.learn.optimizers import build_optimizers
 from agartha.learn.parallel import Parallel
-from agartha.learn.polar import CACHED
 from agartha.learn.precision import compute_dtype
 from agartha.learn.teacher import Teacher
+from agartha.learn.working_copies import working_copies
 from agartha.model.decoder import Decoder, shift_targets
+from agartha.model.ops import scores, target_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ class Learner:
             for batch in batches
             for part in batch.microbatches(self.config.microbatch_rows or len(batch.input_ids))
         ]
-        shares = [self._one(part, objective, totals, 1 / len(parts)) for part in parts]
+        with working_copies(self.decoder, self.decoder.compute_dtype):
+            shares = [self._one(part, objective, totals, 1 / len(parts)) for part in parts]
         self.parallel.all_reduce_sum([self.optimizers.gradients])
         metrics = combine(shares, self.parallel)
         if not abs(metrics.get("loss", 0.0)) < float("inf"):
@@ -86,16 +88,16 @@ class Learner:
         hidden = decoder(batch.input_ids, batch.positions, batch.document_start)
         places = _worth_computing(batch)  # [N]
         flat = hidden.flatten(0, 1)
-        logits = decoder.logits(flat if len(places) == len(flat) else flat.index_select(0, places))  # [N, V]
-        warm = logits if objective.temperature == 1 else logits / objective.temperature
-        logprobs = _laid_out(target_logprobs(warm, batch.targets.flatten()[places]), places, batch)
+        logits = decoder.head(flat if len(places) == len(flat) else flat.index_select(0, places))  # [N, V]
+        acts = batch.policy_weight is not None and totals.policy > 0
+        found, entropies = scores(logits, batch.targets.flatten()[places], objective.temperature, entropies=acts)
+        logprobs = _laid_out(found, places, batch)
         divergences = None
         if teacher is not None and batch.divergence_weight is not None:
-            divergences = _laid_out(teacher.divergences(batch, places, logits), places, batch)
+            divergences = _laid_out(teacher.divergences(batch, places, logits.float()), places, batch)
         loss, metrics = loss_of(logprobs, batch, objective.terms, totals, objective.policy_loss, divergences)
-        if batch.policy_weight is not None and totals.policy:
-            acts = batch.policy_weight.flatten()[places] != 0
-            metrics["entropy"] = (_entropy(warm.detach()) * acts).sum() / totals.policy
+        if acts and batch.policy_weight is not None and entropies is not None:
+            metrics["entropy"] = (entropies * (batch.policy_weight.flatten()[places] != 0)).sum() / totals.policy
         if decoder.config.num_nextn_predict_layers and config.mtp_weight and batch.cross_entropy_weight is not None:
             ahead = self._ahead(hidden, batch) / totals.cross_entropy
             loss, metrics["mtp"] = loss + config.mtp_weight * ahead, ahead.detach()
@@ -120,7 +122,7 @@ class Learner:
             weight = torch.nn.functional.pad(weight[:, 1:], (0, 1)) * (targets >= 0)
             pairs.append((targets, weight))
         states = self.decoder.mtp(hidden, next_ids, batch.positions, batch.document_start)
-        losses = [-(w * target_logprobs(self.decoder.logits(s), t)).sum() for s, (t, w) in zip(states, pairs)]
+        losses = [-(w * target_logprobs(self.decoder.head(s), t)).sum() for s, (t, w) in zip(states, pairs)]
         return torch.stack(losses).mean()
 
     def optim_step(self, lr_scale: float = 1.0, balance: bool = True) -> dict[str, float]:
@@ -154,7 +156,7 @@ class Learner:
         """Log-probability of each target [B, T] under the present weights."""
         batch = batch.to(self.parallel.device)
         hidden = self.decoder(batch.input_ids, batch.positions, batch.document_start)
-        return target_logprobs(self.decoder.logits(hidden) / temperature, batch.targets)
+        return target_logprobs(self.decoder.head(hidden), batch.targets, temperature)
 
     def save(
         self, folder: Path, step: int, loader: dict | None = None, extra: dict | None = None, keep_last: int | None = 2
@@ -197,9 +199,3 @@ def _laid_out(values: Tensor, places: Tensor, batch: Batch) -> Tensor:
     if len(values) == batch.targets.numel():
         return values.view(batch.targets.shape)
     return values.new_zeros(batch.targets.numel()).index_copy(0, places, values).view(batch.targets.shape)
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    """[N, V] -> [N] in nats; a few rows at a time, so that what lies between stays in a processor's cache."""
-    parts = (some.log_softmax(-1) for some in logits.split(max(1, CACHED // logits.shape[-1])))
-    return torch.cat([-(logprobs.exp() * logprobs).sum(-1) for logprobs in parts])

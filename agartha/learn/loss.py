@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agartha.core.errors import DataError
 from agartha.data.batch import Batch
 from agartha.learn.config import LossTerms
 from agartha.learn.parallel import Parallel
 
-IGNORE = -100
 Metrics = dict[str, Tensor]
 
 PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Metrics]]
@@ -44,14 +43,6 @@ class Totals:
         if parallel is not None:
             parallel.all_reduce_sum([total])
         return Totals(*total.tolist())
-
-
-def target_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """logits [.., V], targets [..] -> log-probability of each target [..] in float32; 0 where the target is -100."""
-    flat = nn.functional.cross_entropy(
-        logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="none"
-    )
-    return -flat.view(targets.shape)
 
 
 def loss_of(

@@ -201,6 +201,11 @@ def _work(
         writer.send(("Interrupted", "a worker was interrupted.", None))
     except BaseException:
         writer.send(("crash", traceback.format_exc()))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(
+        0
+    )  # threads of the process group that still live would abort an ordinary exit, with words nobody understands
 
 
 def _collect(crew: _Crew) -> dict[int, Any]:

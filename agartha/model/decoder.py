@@ -13,6 +13,7 @@ from agartha.model.cache import KVCache
 from agartha.model.config import ModelConfig
 from agartha.model.layers import MLP, Linear, RMSNorm
 from agartha.model.moe import Experts, MoE, Router
+from agartha.model.ops import cast
 from agartha.model.quantised import PackedLinear
 from agartha.model.rope import Rope
 
@@ -115,10 +116,14 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """[.., H] -> [.., V] float32."""
+        return self.head(hidden_states).float()
+
+    def head(self, hidden_states: Tensor) -> Tensor:
+        """[.., H] -> logits [.., V] in the type of the hidden states."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         if isinstance(head, PackedLinear):
-            return head.project(hidden_states).float()
-        return nn.functional.linear(hidden_states, head.weight.to(hidden_states.dtype)).float()
+            return head.project(hidden_states)
+        return nn.functional.linear(hidden_states, cast(head.weight, hidden_states.dtype))
 
     def mtp(
         self, hidden_states: Tensor, next_ids: list[Tensor], positions: Tensor, document_start: Tensor | None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from agartha.model.config import ModelConfig
-from agartha.model.ops import rms_norm, swiglu
+from agartha.model.ops import cast, rms_norm, swiglu
 from agartha.model.quantised import PackedLinear
 
 
@@ -22,7 +22,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = nn.functional.linear(x, self.weight.to(x.dtype), bias)
+        y = nn.functional.linear(x, cast(self.weight, x.dtype), bias)
         return y if self.lora is None else self.lora(x, y)
 
     @property
@@ -56,5 +56,7 @@ class MLP(nn.Module):
         adapted = self.gate_proj.lora is not None or self.up_proj.lora is not None
         if adapted or isinstance(self.gate_proj, PackedLinear):
             return self.down_proj(swiglu(torch.cat([self.gate_proj(x), self.up_proj(x)], -1)))
-        both = torch.cat([self.gate_proj.weight, self.up_proj.weight]).to(x.dtype)  # one product instead of two
+        both = torch.cat(
+            [cast(part.weight, x.dtype) for part in (self.gate_proj, self.up_proj)]
+        )  # one product, not two
         return self.down_proj(swiglu(nn.functional.linear(x, both)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from agartha.model.config import ModelConfig
 from agartha.model.layers import MLP
-from agartha.model.ops import grouped_linear, swiglu
+from agartha.model.ops import from_experts, grouped_linear, place_by_expert, swiglu, to_experts
 
 
 class Router(nn.Module):
@@ -92,30 +92,11 @@ class MoE(nn.Module):
         chosen, gates, scores = self.gate(flat)
         if self.track_balance:
             self.balance_loss = sequence_balance_loss(chosen.view(*x.shape[:2], -1), scores.view(*x.shape[:2], -1))
-        pairs, slots, ends = sort_by_expert(chosen, self.config.n_routed_experts)
-        tokens = pairs // chosen.shape[1]
-        gathered = flat.new_zeros(int(ends[-1]), flat.shape[1]).index_copy(0, slots, flat.index_select(0, tokens))
-        routed = self.experts(gathered, ends).index_select(0, slots)
-        weighted = routed * gates.flatten().index_select(0, pairs).unsqueeze(1).to(x.dtype)
-        out = torch.zeros_like(flat).index_add(0, tokens, weighted)
+        slots, ends = place_by_expert(chosen, self.config.n_routed_experts)
+        out = from_experts(self.experts(to_experts(flat, slots, ends), ends), gates, slots)
         if self.shared_experts is not None:
             out = out + self.shared_experts(flat)
         return out.view_as(x)
-
-
-def sort_by_expert(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """chosen [S, K] -> (token, choice) pairs in the order of experts [S*K], their slots [S*K], the segments' ends [experts].
-
-    On a CPU every segment is padded to a multiple of 64 slots: each new matrix shape costs there a freshly compiled product.
-    """
-    flat = chosen.flatten()
-    pairs, counts = flat.argsort(stable=True), torch.bincount(flat, minlength=experts)
-    multiple = 64 if chosen.device.type == "cpu" else 1
-    padded = (counts + multiple - 1) // multiple * multiple
-    ends = padded.cumsum(0)
-    shift = (ends - padded) - (counts.cumsum(0) - counts)
-    slots = torch.arange(len(flat), device=flat.device) + shift[flat[pairs]]
-    return pairs, slots, ends
 
 
 def sequence_balance_loss(chosen: Tensor, scores: Tensor) -> Tensor:

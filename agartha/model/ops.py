@@ -1,7 +1,8 @@
 """The operations that cost time, in their plain form, each handing over to a compiled kernel where one is built.
 
-Plain and compiled forms agree (tests/model/test_kernels.py); `kernels.available()` says which one runs.
-Shapes: B rows, T tokens, L kept positions, N heads, G key heads, P nope width, R rope width, V value width.
+Plain and compiled forms agree (tests/model/test_self_parity.py); `kernels.available()` says which one runs.
+Shapes: B rows, T tokens, L kept positions, N heads, G key heads, P nope width, R rope width, V value width; of experts: S
+tokens, K chosen for each, E experts, H hidden. A weight is cast to the type of the work by `cast`.
 """
 
 from typing import Any
@@ -13,6 +14,12 @@ from torch.nn import functional
 from agartha.model import kernels
 from agartha.model.config import ModelConfig
 from agartha.model.rope import rotate
+
+
+def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in the type of the work: the copy that a learner made for the whole step, where there is one."""
+    copy = getattr(weight, "working_copy", None)
+    return copy if copy is not None and copy.dtype == dtype else weight.to(dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -39,9 +46,54 @@ def swiglu_plain(gate_up: Tensor) -> Tensor:
     return functional.silu(gate) * up
 
 
+def place_by_expert(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """chosen [S, K] -> each choice's slot in the order of experts and then of tokens [S, K], the segments' ends [E].
+
+    On a CPU every segment is padded to a multiple of 64 slots: each new matrix shape costs there a freshly compiled product.
+    """
+    if kernels.available() and chosen.device.type == "cpu":
+        return kernels.place_by_expert(chosen, experts, 64)
+    return place_by_expert_plain(chosen, experts, 64 if chosen.device.type == "cpu" else 1)
+
+
+def place_by_expert_plain(chosen: Tensor, experts: int, multiple: int) -> tuple[Tensor, Tensor]:
+    flat = chosen.flatten()
+    pairs, counts = flat.argsort(stable=True), torch.bincount(flat, minlength=experts)
+    padded = (counts + multiple - 1) // multiple * multiple
+    ends = padded.cumsum(0)
+    shift = (ends - padded) - (counts.cumsum(0) - counts)
+    slots = torch.empty_like(flat)
+    slots[pairs] = torch.arange(len(flat), device=flat.device) + shift[flat[pairs]]
+    return slots.view_as(chosen), ends
+
+
+def to_experts(x: Tensor, slots: Tensor, ends: Tensor) -> Tensor:
+    """x [S, H], slots [S, K], ends [E] -> every token once for each of its choices [ends[-1], H], zeros between segments."""
+    if kernels.usable(x):
+        return kernels.ToExperts.apply(x, slots, int(ends[-1]))
+    return to_experts_plain(x, slots, ends)
+
+
+def to_experts_plain(x: Tensor, slots: Tensor, ends: Tensor) -> Tensor:
+    repeated = x.repeat_interleave(slots.shape[1], 0)
+    return x.new_zeros(int(ends[-1]), x.shape[1]).index_copy(0, slots.flatten(), repeated)
+
+
+def from_experts(y: Tensor, gates: Tensor, slots: Tensor) -> Tensor:
+    """y [.., H] as `to_experts` laid it out, gates [S, K] float32 -> the gated sum of each token's choices [S, H]."""
+    if kernels.usable(y):
+        return kernels.FromExperts.apply(y, gates, slots)
+    return from_experts_plain(y, gates, slots)
+
+
+def from_experts_plain(y: Tensor, gates: Tensor, slots: Tensor) -> Tensor:
+    chosen = y.index_select(0, slots.flatten()).view(*slots.shape, -1)
+    return (chosen * gates.unsqueeze(-1).to(y.dtype)).sum(1)
+
+
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """x [S, I] in E consecutive segments ending at ends [E], each times its own weight [E, O, I] -> [S, O]."""
-    weight = weight.to(x.dtype)
+    weight = cast(weight, x.dtype)
     if x.device.type != "cpu" and x.dtype == torch.bfloat16:
         return functional.grouped_mm(x, weight.transpose(1, 2), offs=ends.to(torch.int32))
     return _GroupedLinear.apply(x, weight, ends.tolist())  # type: ignore[return-value]
@@ -127,3 +179,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(repeats, 2), v.repeat_interleave(repeats, 2)))
     out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=scale)
     return out.transpose(1, 2)[..., :width]
+
+
+def target_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """logits [.., V], divided by the temperature, targets [..] -> log-probability of each [..] in float32, 0 where it is -100."""
+    return scores(logits, targets, temperature)[0]
+
+
+def scores(
+    logits: Tensor, targets: Tensor, temperature: float = 1.0, entropies: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """`target_logprobs`, and where wanted the entropy of each distribution [..] in nats, which carries no gradient."""
+    if kernels.scorable(logits):
+        found = kernels.Score.apply(logits.flatten(0, -2), targets.flatten(), 1 / temperature)
+        return found[0].view(targets.shape), found[1].view(targets.shape)
+    return scores_plain(logits, targets, temperature, entropies)
+
+
+def scores_plain(
+    logits: Tensor, targets: Tensor, temperature: float = 1.0, entropies: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    warm = logits.float() / temperature
+    flat = functional.cross_entropy(warm.flatten(0, -2), targets.flatten(), reduction="none")
+    if not entropies:
+        return -flat.view(targets.shape), None
+    every = warm.detach().log_softmax(-1)
+    return -flat.view(targets.shape), -(every.exp() * every).sum(-1)

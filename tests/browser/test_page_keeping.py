@@ -53,6 +53,18 @@ def test_a_conversation_is_renamed(chat: ChatPage) -> None:
     expect(titles(chat)).to_have_text(["Lamps"])
 
 
+def test_what_is_deleted_while_it_is_answered_does_not_come_back(chat: ChatPage) -> None:
+    chat.send("/slow 40\n/say one two three four five six")
+    expect(chat.button("Stop")).to_be_visible()
+    chat.button("Options of /slow 40").click()
+    chat.button("Delete").click()
+    chat.button("Delete for good?").click()
+    expect(titles(chat)).to_have_count(0)
+    chat.page.wait_for_timeout(500)  # longer than the whole reply would have taken
+    chat.ready()
+    expect(titles(chat)).to_have_count(0)
+
+
 def test_deleting_asks_first_and_then_forgets(chat: ChatPage) -> None:
     chat.ask("/say gone")
     chat.button("Options of /say gone").click()

@@ -8,8 +8,9 @@ import torch
 from agartha.core.errors import DataError
 from agartha.data.batch import Batch
 from agartha.learn.config import LossTerms
-from agartha.learn.loss import Totals, combine, kl_k3, loss_of, sequence_ids, target_logprobs
+from agartha.learn.loss import Totals, combine, kl_k3, loss_of, sequence_ids
 from agartha.learn.parallel import Parallel, launch
+from agartha.model.ops import target_logprobs
 
 ALL = LossTerms(cross_entropy=0.5, policy=2.0, divergence=0.25)
 

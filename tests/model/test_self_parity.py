@@ -1,5 +1,7 @@
 """Our forms against each other: cached and full, packed and apart, compiled and plain, fast and naive."""
 
+import os
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -9,9 +11,14 @@ from models import EXPERTS, LATENT, SHAPES, random_decoder, some_tokens
 from agartha.model import kernels, ops
 from agartha.model.cache import SlabCache
 from agartha.model.decoder import Decoder, shift_targets
-from agartha.model.moe import sequence_balance_loss, sort_by_expert
+from agartha.model.moe import sequence_balance_loss
 
 needs_compiler = pytest.mark.skipif(not kernels.available(), reason="no compiler here")
+
+
+@pytest.mark.skipif(os.environ.get("AGARTHA_KERNELS") == "0" or not shutil.which("gcc"), reason="no compiler here")
+def test_kernels_are_built_where_a_compiler_is() -> None:
+    assert kernels.available()  # what they cannot do falls back without a word, and every test of them would be skipped
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -160,14 +167,67 @@ def test_balance_loss_is_one_when_even_and_equals_a_loop() -> None:
     assert sequence_balance_loss(chosen, scores) == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
-def test_sorting_by_expert_keeps_every_choice_once() -> None:
+def test_every_choice_has_a_slot_of_its_own_in_its_experts_segment() -> None:
     torch.manual_seed(0)
     chosen = torch.randint(0, 5, (100, 3))
-    pairs, slots, ends = sort_by_expert(chosen, 6)
-    assert sorted(pairs.tolist()) == list(range(300)) and len(set(slots.tolist())) == 300
+    slots, ends = ops.place_by_expert(chosen, 6)
+    assert len(set(slots.flatten().tolist())) == 300 and ends[4] == ends[5]  # nobody chose the last
     first = torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])
-    expert = chosen.flatten()[pairs]
-    assert ((slots >= first[expert]) & (slots < ends[expert])).all()
+    assert ((slots >= first[chosen]) & (slots < ends[chosen])).all()
+    plain = ops.place_by_expert_plain(chosen, 6, 64)
+    assert torch.equal(slots, plain[0]) and torch.equal(ends, plain[1])
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("width", [7, 16, 40])
+def test_the_way_to_the_experts_and_back_has_the_gradients_of_the_plain_form(
+    dtype: torch.dtype, tolerance: float, width: int
+) -> None:
+    chosen = torch.rand(50, 6).topk(2, -1).indices
+    slots, ends = ops.place_by_expert(chosen, 6)
+    results = []
+    for there, back in ((ops.to_experts, ops.from_experts), (ops.to_experts_plain, ops.from_experts_plain)):
+        torch.manual_seed(1)
+        x, gates = torch.randn(50, width).to(dtype).requires_grad_(), torch.rand(50, 2, requires_grad=True)
+        laid = there(x, slots, ends)
+        laid.retain_grad()
+        out = back(laid * (1 + torch.arange(len(laid))[:, None].to(dtype) / 100), gates, slots)
+        out.backward(torch.randn(out.shape).to(dtype))
+        results.append([laid.float(), out.float(), *(tensor.grad.float() for tensor in (laid, x, gates))])
+    for a, b in zip(*results):
+        assert (a - b).abs().max() <= tolerance * (1 + b.abs().max())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 0.01)])
+@pytest.mark.parametrize("vocab, temperature", [(5, 1.0), (32, 0.7), (20_001, 1.3)])
+def test_scoring_kernel_has_the_gradients_of_the_plain_form(
+    dtype: torch.dtype, tolerance: float, vocab: int, temperature: float
+) -> None:
+    results = []
+    for form in (ops.scores, ops.scores_plain):
+        torch.manual_seed(1)
+        logits = (8 * torch.randn(4, 6, vocab)).to(dtype).requires_grad_()
+        targets = torch.randint(0, vocab, (4, 6))
+        targets[0, 2] = targets[3, 5] = -100
+        logprobs, entropies = form(logits, targets, temperature, entropies=True)
+        assert not entropies.requires_grad and (logprobs[targets < 0] == 0).all()
+        logprobs.backward(torch.randn(4, 6))
+        results.append([logprobs.detach(), entropies, logits.grad.float()])
+    for a, b, exact in zip(*results, (True, True, False)):
+        assert (a - b).abs().max() <= (1e-5 if exact else tolerance) * (1 + b.abs().max())
+
+
+@needs_compiler
+def test_scores_of_what_is_not_a_number_are_not_numbers_and_what_is_masked_weighs_nothing() -> None:
+    logits = torch.randn(3, 40)
+    logits[0, 7], logits[1, 3:] = float("nan"), float("-inf")
+    logprobs, entropies = ops.scores(logits, torch.tensor([1, 2, -100]), entropies=True)
+    assert logprobs[0].isnan() and entropies[0].isnan() and logprobs[2] == 0
+    rest = logits[1, :3].log_softmax(-1)
+    assert logprobs[1] == pytest.approx(float(rest[2]), abs=1e-6)
+    assert float(entropies[1]) == pytest.approx(float(-(rest.exp() * rest).sum()), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", SHAPES)

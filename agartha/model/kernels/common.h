@@ -29,16 +29,6 @@ INLINE bf16 to_bf16(float x) { /* round to nearest even */
   return (bf16)((v.u + 0x7fff + ((v.u >> 16) & 1)) >> 16);
 }
 
-INLINE void load(float *restrict to, const void *from, int64_t n, int type) {
-  if (type == FLOAT32) memcpy(to, from, n * 4);
-  else for (int64_t i = 0; i < n; i++) to[i] = from_bf16(((const bf16 *)from)[i]);
-}
-
-INLINE void store(void *to, const float *restrict from, int64_t n, int type) {
-  if (type == FLOAT32) memcpy(to, from, n * 4);
-  else for (int64_t i = 0; i < n; i++) ((bf16 *)to)[i] = to_bf16(from[i]);
-}
-
 typedef uint32_t uvec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
 
@@ -51,6 +41,20 @@ INLINE void store16(void *base, int64_t i, vec x, int type) {
   if (type == FLOAT32) { *(vec *)((float *)base + i) = x; return; }
   uvec u = (uvec)x;
   *(halves *)((bf16 *)base + i) = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, halves);
+}
+
+INLINE void load(float *restrict to, const void *from, int64_t n, int type) {
+  if (type == FLOAT32) { memcpy(to, from, n * 4); return; }
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) *(vec *)(to + i) = load16(from, i, type);
+  for (; i < n; i++) to[i] = from_bf16(((const bf16 *)from)[i]);
+}
+
+INLINE void store(void *to, const float *restrict from, int64_t n, int type) {
+  if (type == FLOAT32) { memcpy(to, from, n * 4); return; }
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store16(to, i, *(const vec *)(from + i), type);
+  for (; i < n; i++) ((bf16 *)to)[i] = to_bf16(from[i]);
 }
 
 INLINE vec splat(float x) { return x - (vec){0}; }
@@ -102,15 +106,37 @@ INLINE const void *at(const void *base, int64_t index, int type) {
   return (const char *)base + index * (type == FLOAT32 ? 4 : 2);
 }
 
+INLINE vec load_some(const void *base, int64_t i, int64_t n, float behind, int type) { /* the first n of 16 from element i on */
+  if (n >= 16) return load16(base, i, type);
+  float part[16];
+  for (int j = 0; j < 16; j++) part[j] = behind;
+  load(part, at(base, i, type), n, type);
+  return *(vec *)part;
+}
+
+INLINE void store_some(void *base, int64_t i, vec x, int64_t n, int type) {
+  if (n >= 16) store16(base, i, x, type);
+  else store((void *)at(base, i, type), (float *)&x, n, type);
+}
+
+#if defined(__AVX512F__)
+INLINE vec max_vec(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vec min_vec(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 INLINE vec max_vec(vec a, vec b) { return pick(a > b, a, b); }
 INLINE vec min_vec(vec a, vec b) { return pick(a < b, a, b); }
+#endif
 
 INLINE vec exp_vec(vec x) { /* relative error about 2e-7 for x in [-87, 88] */
   x = min_vec(max_vec(x, splat(-87.0f)), splat(88.0f));
+#if defined(__AVX512F__)
+  vec nf = (vec)_mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   vec t = x * 1.44269504f;
   vec shift = pick(t < splat(0.0f), splat(-0.5f), splat(0.5f));
   ivec n = __builtin_convertvector(t + shift, ivec);
   vec nf = __builtin_convertvector(n, vec);
+#endif
   vec r = x - nf * 0.693359375f;
   r = r + nf * 2.12194440e-4f;
   vec p = splat(1.9875691500e-4f);
@@ -120,13 +146,34 @@ INLINE vec exp_vec(vec x) { /* relative error about 2e-7 for x in [-87, 88] */
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
+#if defined(__AVX512F__)
+  return (vec)_mm512_scalef_ps((__m512)p, (__m512)nf);
+#else
   return p * (vec)((n + 127) << 23);
+#endif
 }
 
+#if defined(__AVX512F__)
+INLINE float sum_vec(vec x) { return _mm512_reduce_add_ps((__m512)x); }
+INLINE float highest_of(vec x) { return _mm512_reduce_max_ps((__m512)x); }
+#else
 INLINE float sum_vec(vec x) {
   float total = 0;
   for (int i = 0; i < 16; i++) total += x[i];
   return total;
+}
+
+INLINE float highest_of(vec x) {
+  float top = x[0];
+  for (int i = 1; i < 16; i++) top = x[i] > top ? x[i] : top;
+  return top;
+}
+#endif
+
+INLINE int any_of(ivec mask) {
+  int found = 0;
+  for (int i = 0; i < 16; i++) found |= mask[i];
+  return found;
 }
 
 INLINE float exp_one(float x) { return exp_vec(splat(x))[0]; }

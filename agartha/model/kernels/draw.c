@@ -1,5 +1,5 @@
 /* Drawing tokens: for each row of logits the softmax, the token at which its running sum passes a random number, and that
-   token's log-probability. Nothing is stored between; a stretch's weights are computed twice. */
+   token's log-probability. Only the sums of stretches are kept between. */
 #include "common.h"
 
 #define STRETCH 64
@@ -39,9 +39,8 @@ static float highest(const float *x, int64_t V, int *is_number) {
     vec v = *(const vec *)(x + j);
     odd |= v != v, top = max_vec(v, top);
   }
-  float peak = -INFINITY;
-  int bad = 0;
-  for (int i = 0; i < 16; i++) peak = top[i] > peak ? top[i] : peak, bad |= odd[i];
+  float peak = highest_of(top);
+  int bad = any_of(odd);
   for (; j < V; j++) peak = x[j] > peak ? x[j] : peak, bad |= x[j] != x[j];
   *is_number = !bad;
   return peak;
@@ -54,17 +53,17 @@ void draw(const float *logits, int64_t S, int64_t V, const float *inverse, const
 #pragma omp parallel for num_threads(threads) if (threads > 1 && S * V > 50000)
   for (int64_t s = 0; s < S; s++) {
     const float *x = logits + s * V;
-    float weights[STRETCH], k = inverse[s], top;
+    float weights[STRETCH], sums[V / STRETCH + 1], k = inverse[s], top;
     int is_number;
     double total = 0, sum = 0, before = 0;
     int64_t found = 0, last = 0;
     float peak = k * (top = highest(x, V, &is_number));
-    for (int64_t j = 0; j < V; j += STRETCH) total += weigh(x + j, V - j, k, peak, weights);
+    for (int64_t j = 0; j < V; j += STRETCH) total += sums[j / STRETCH] = weigh(x + j, V - j, k, peak, weights);
     if (share[s] < 0) while (found < V - 1 && x[found] != top) found++;
     else {
       double wanted = share[s] * total;
       for (int64_t j = 0; j < V && sum <= wanted; j += STRETCH) {
-        float part = weigh(x + j, V - j, k, peak, weights);
+        float part = sums[j / STRETCH];
         if (part > 0) last = j, before = sum, sum += part;
       }
       weigh(x + last, V - last, k, peak, weights);

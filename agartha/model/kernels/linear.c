@@ -119,8 +119,7 @@ static void round_row(const float *x, int64_t in, void *line) {
     int64_t left = in - g * GROUP;
     if (left < GROUP) memset(padded, 0, sizeof padded), memcpy(padded, from, left * 4), from = padded;
     vec a = *(const vec *)from, b = *(const vec *)(from + 16), size = max_vec(max_vec(a, -a), max_vec(b, -b));
-    float peak = 0;
-    for (int i = 0; i < 16; i++) peak = size[i] > peak ? size[i] : peak;
+    float peak = highest_of(size);
     float inverse = peak > 0 ? 127 / peak : 0;
     ivec p = (ivec)(a * inverse + 12582912.0f) - magic, q = (ivec)(b * inverse + 12582912.0f) - magic, both = p + q;
     *(bytes16 *)(to.levels + g * GROUP) = __builtin_convertvector(p, bytes16);

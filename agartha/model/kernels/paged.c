@@ -155,11 +155,10 @@ typedef struct { const float *q[QUERIES]; float *out[QUERIES]; int64_t seen[QUER
 
 INLINE void softmax_row(float *row, int64_t n, int64_t longest) {
   int64_t padded = PAD16(n);
-  float peak = -INFINITY;
   for (int64_t j = n; j < padded; j++) row[j] = -INFINITY;
   vec top = splat(-INFINITY), total = splat(0);
   for (int64_t j = 0; j < padded; j += 16) top = max_vec(*(vec *)(row + j), top);
-  for (int j = 0; j < 16; j++) peak = top[j] > peak ? top[j] : peak;
+  float peak = highest_of(top);
   for (int64_t j = 0; j < padded; j += 16) *(vec *)(row + j) = exp_vec(*(vec *)(row + j) - peak);
   for (int64_t j = n; j < PAD16(longest); j++) row[j] = 0;
   for (int64_t j = 0; j < padded; j += 16) total += *(vec *)(row + j);
@@ -348,7 +347,8 @@ static void feed_forward(const Model *m, const Layer *l, const Work *w, int64_t 
 static void affinities(const Model *m, float *scores) {
   int64_t E = m->experts;
   if (!m->softmax) {
-    for (int64_t e = 0; e < E; e++) scores[e] = 1 / (1 + exp_one(-scores[e]));
+    for (int64_t e = 0; e < E; e += 16)
+      store_some(scores, e, 1.0f / (1.0f + exp_vec(-load_some(scores, e, E - e, 0, FLOAT32))), E - e, FLOAT32);
     return;
   }
   float peak = scores[0], total = 0;

@@ -96,8 +96,7 @@ static void forward_document(const Attention *a, Scratch *s, int64_t first, int6
       vec top = splat(-INFINITY), total = splat(0);
       for (int64_t j = last; j < seen; j++) row[j] = -INFINITY;
       for (int64_t j = 0; j < seen; j += 16) { vec x = *(vec *)(row + j); top = max_vec(x, top); }
-      float peak = -INFINITY;
-      for (int j = 0; j < 16; j++) peak = top[j] > peak ? top[j] : peak;
+      float peak = highest_of(top);
       for (int64_t j = 0; j < seen; j += 16) {
         vec p = exp_vec((*(vec *)(row + j) - peak) * a->scale);
         *(vec *)(row + j) = p;
@@ -242,16 +241,9 @@ void rms_norm_backward(const void *x, const float *w, const float *rstd, const v
 
 INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exp_vec(-x)); }
 
-INLINE vec load_some(const void *base, int64_t i, int64_t n, int type) { /* the first n of 16, zeros behind */
-  if (n >= 16) return load16(base, i, type);
-  float part[16] = {0};
-  load(part, at(base, i, type), n, type);
-  return *(vec *)part;
-}
-
-INLINE void store_some(void *base, int64_t i, vec x, int64_t n, int type) {
-  if (n >= 16) store16(base, i, x, type);
-  else store((void *)at(base, i, type), (float *)&x, n, type);
+void accumulate(float *total, const void *part, int64_t n) { /* bfloat16 added to float32 */
+#pragma omp parallel for
+  for (int64_t i = 0; i < n; i += 16) store_some(total, i, load_some(total, i, n - i, 0, FLOAT32) + load_some(part, i, n - i, 0, BFLOAT16), n - i, FLOAT32);
 }
 
 void swiglu_forward(const void *x, void *y, int64_t rows, int64_t width, int type) {
@@ -259,7 +251,7 @@ void swiglu_forward(const void *x, void *y, int64_t rows, int64_t width, int typ
   for (int64_t i = 0; i < rows; i++)
     for (int64_t d = 0, at_gate = i * 2 * width; d < width; d += 16) {
       int64_t n = width - d;
-      vec gate = load_some(x, at_gate + d, n, type), up = load_some(x, at_gate + width + d, n, type);
+      vec gate = load_some(x, at_gate + d, n, 0, type), up = load_some(x, at_gate + width + d, n, 0, type);
       store_some(y, i * width + d, gate * sigmoid(gate) * up, n, type);
     }
 }
@@ -269,8 +261,8 @@ void swiglu_backward(const void *x, const void *dy, void *dx, int64_t rows, int6
   for (int64_t i = 0; i < rows; i++)
     for (int64_t d = 0, at_gate = i * 2 * width; d < width; d += 16) {
       int64_t n = width - d;
-      vec gate = load_some(x, at_gate + d, n, type), up = load_some(x, at_gate + width + d, n, type);
-      vec out = load_some(dy, i * width + d, n, type), s = sigmoid(gate);
+      vec gate = load_some(x, at_gate + d, n, 0, type), up = load_some(x, at_gate + width + d, n, 0, type);
+      vec out = load_some(dy, i * width + d, n, 0, type), s = sigmoid(gate);
       store_some(dx, at_gate + d, out * up * s * (1.0f + gate * (1.0f - s)), n, type);
       store_some(dx, at_gate + width + d, out * gate * s, n, type);
     }

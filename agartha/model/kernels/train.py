@@ -22,6 +22,15 @@ def usable(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in TYPES and x.shape[-1] <= MAX_WIDTH and available()
 
 
+def accumulate(total: Tensor, part: Tensor) -> bool:
+    """Add to float32 in place what is bfloat16, both dense and of one shape; False where the kernel cannot."""
+    dense = total.is_contiguous() and part.is_contiguous() and total.shape == part.shape
+    if not (dense and usable(part) and part.dtype == torch.bfloat16 and total.dtype == torch.float32):
+        return False
+    library().accumulate(pointer(total), pointer(part), ctypes.c_int64(total.numel()))  # type: ignore[union-attr]
+    return True
+
+
 def pointer(x: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(0 if x is None else x.data_ptr())
 

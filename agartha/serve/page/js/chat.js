@@ -88,7 +88,11 @@ export class Chat extends EventTarget {
   }
 
   async remove(id) {
-    for (const run of this.#running.values()) if (run.conversation.id === id) run.controller.abort();
+    for (const [node, run] of this.#running) {
+      if (run.conversation.id !== id) continue;
+      run.controller.abort();
+      this.#running.delete(node); // what it still says must not bring the conversation back
+    }
     await dropConversation(id);
     if (this.current?.id === id) this.create();
     await this.refresh();
@@ -162,13 +166,18 @@ export class Chat extends EventTarget {
     const controller = new AbortController();
     this.#running.set(node.id, { conversation, controller });
     await runReply(node, body, controller.signal, () => this.#grew(conversation, node));
-    this.#running.delete(node.id);
-    this.#tell("change", node);
-    this.#tell("finished", node);
-    await this.save(conversation);
+    if (!this.#running.has(node.id)) return;
+    try {
+      await this.save(conversation); // first: who sees a reply as finished may close the page and find it kept
+    } finally {
+      this.#running.delete(node.id);
+      this.#tell("change", node);
+      this.#tell("finished", node);
+    }
   }
 
   #grew(conversation, node) {
+    if (!this.#running.has(node.id)) return;
     this.#tell("change", node);
     if (Date.now() - (this.#saved.get(conversation.id) ?? 0) < SAVE_EVERY_MS) return;
     this.#saved.set(conversation.id, Date.now());

@@ -19,11 +19,11 @@ function database() {
 }
 
 async function within(mode, action) {
-  const store = (await database()).transaction(STORE, mode).objectStore(STORE);
+  const transaction = (await database()).transaction(STORE, mode);
   return await new Promise((resolve, reject) => {
-    const request = action(store);
-    request.onsuccess = () => resolve(request.result);
-    request.onerror = () => reject(request.error);
+    const request = action(transaction.objectStore(STORE));
+    transaction.oncomplete = () => resolve(request.result); // a request that succeeded is not yet written
+    transaction.onerror = transaction.onabort = () => reject(transaction.error);
   });
 }
 
