@@ -25,7 +25,7 @@ from agartha.learn.optimizers import build_optimizers
 from agartha.learn.parallel import Parallel
 from agartha.learn.precision import compute_dtype
 from agartha.learn.teacher import Teacher
-from agartha.learn.working_copies import working_copies
+from agartha.learn.working_copies import cast_whole, working_copies
 from agartha.model.decoder import Decoder, shift_targets
 from agartha.model.ops import scores, target_logprobs
 
@@ -55,7 +55,7 @@ class Learner:
         decoder.activation_checkpointing = config.activation_checkpointing
         self.parallel.broadcast_parameters(decoder)
         self.optimizers = build_optimizers(decoder.named_parameters(), config.optimizer, self.parallel)
-        self._sampler_is_stale = False
+        self._cast_whole, self._sampler_is_stale = cast_whole(decoder), False
 
     def forward_backward(self, batches: Sequence[Batch], objective: Objective = Objective()) -> dict[str, float]:
         """Gradients of one step over this worker's batches, all with weights of the same terms; returns means over the step.
@@ -71,7 +71,7 @@ class Learner:
             for batch in batches
             for part in batch.microbatches(self.config.microbatch_rows or len(batch.input_ids))
         ]
-        with working_copies(self.decoder, self.decoder.compute_dtype):
+        with working_copies(self._cast_whole, self.decoder.compute_dtype):
             shares = [self._one(part, objective, totals, 1 / len(parts)) for part in parts]
         self.parallel.all_reduce_sum([self.optimizers.gradients])
         metrics = combine(shares, self.parallel)

@@ -4,7 +4,7 @@ The same as casting each time, where autograd would cast every microbatch's grad
 added as it comes. Memory is the same too, since a cast weight is kept for the backward pass either way.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,9 +15,9 @@ from agartha.model.moe import Router
 
 
 @contextmanager
-def working_copies(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """While open, `ops.cast` gives a copy of each float32 matrix that is cast whole; each `.grad` must be there already."""
-    made = [] if dtype == torch.float32 else list(_cast_whole(module))
+def working_copies(weights: Sequence[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
+    """While open, `ops.cast` gives a copy of each of these float32 weights; each `.grad` must be there already."""
+    made = [] if dtype == torch.float32 else weights
     for weight in made:
         weight.working_copy = weight.detach().to(dtype).requires_grad_(weight.requires_grad)  # type: ignore[attr-defined]
         if weight.requires_grad:
@@ -29,12 +29,11 @@ def working_copies(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             del weight.working_copy  # type: ignore[attr-defined]
 
 
-def _cast_whole(module: nn.Module) -> Iterator[nn.Parameter]:
+def cast_whole(module: nn.Module) -> list[nn.Parameter]:
     """Matrices of linear maps and experts. An embedding is looked up before the cast, a router works in float32."""
-    looked_up = {id(m.weight) for m in module.modules() if isinstance(m, (nn.Embedding, Router))}
-    for weight in module.parameters():
-        if weight.ndim > 1 and weight.dtype == torch.float32 and id(weight) not in looked_up:
-            yield weight
+    others = {id(m.weight) for m in module.modules() if isinstance(m, (nn.Embedding, Router))}
+    weights = (weight for weight in module.parameters() if weight.ndim > 1 and weight.dtype == torch.float32)
+    return [weight for weight in weights if id(weight) not in others]
 
 
 def _adder_to(weight: nn.Parameter):

@@ -12,7 +12,7 @@ from agartha.model.attention import GroupedQueryAttention, LatentAttention
 from agartha.model.cache import KVCache
 from agartha.model.config import ModelConfig
 from agartha.model.layers import MLP, Linear, RMSNorm
-from agartha.model.moe import Experts, MoE, Router
+from agartha.model.moe import MoE, Router
 from agartha.model.ops import cast
 from agartha.model.quantised import PackedLinear
 from agartha.model.rope import Rope
@@ -147,13 +147,10 @@ class Decoder(nn.Module):
         return [m for m in self.layers if isinstance(m, PredictionModule)]
 
     def routers(self) -> list[Router]:
-        return [m for m in self.modules() if isinstance(m, Router)]
+        return [moe.gate for moe in self.moe_layers()]
 
     def moe_layers(self) -> list[MoE]:
-        return [m for m in self.modules() if isinstance(m, MoE)]
-
-    def expert_stacks(self) -> list[Experts]:
-        return [m for m in self.modules() if isinstance(m, Experts)]
+        return [layer.mlp for layer in self.layers if isinstance(layer.mlp, MoE)]
 
 
 def shift_targets(targets: Tensor, document_start: Tensor) -> Tensor:

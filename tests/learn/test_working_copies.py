@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import SHAPES, random_decoder, some_tokens
 
-from agartha.learn.working_copies import working_copies
+from agartha.learn.working_copies import cast_whole, working_copies
 
 
 @pytest.mark.parametrize("name", ["experts", "llama 3 rope, tied"])
@@ -18,7 +18,7 @@ def test_gradients_are_those_of_casting_each_time(name: str) -> None:
         decoder.compute_dtype = torch.bfloat16
         for weight in decoder.parameters():
             weight.grad = torch.zeros_like(weight)
-        with working_copies(decoder, torch.bfloat16 if kept else torch.float32):
+        with working_copies(cast_whole(decoder), torch.bfloat16 if kept else torch.float32):
             for ids, positions in parts:
                 decoder.logits(decoder(ids, positions)).square().mean().backward()
     for (name, one), other in zip(decoders[0].named_parameters(), decoders[1].parameters()):
@@ -33,7 +33,7 @@ def test_a_step_that_fails_leaves_no_copies_and_frozen_weights_get_no_gradient()
     decoder.layers[0].requires_grad_(False)
     for weight in decoder.parameters():
         weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
-    with pytest.raises(RuntimeError), working_copies(decoder, torch.bfloat16):
+    with pytest.raises(RuntimeError), working_copies(cast_whole(decoder), torch.bfloat16):
         assert hasattr(decoder.layers[0].self_attn.q_proj.weight, "working_copy")
         ids, positions = some_tokens(1, 10)
         decoder.logits(decoder(ids, positions)).sum().backward()

@@ -59,20 +59,27 @@ static Scratch carve(const Attention *a, float *memory, int64_t n) {
   return s;
 }
 
-static void gather(const Attention *a, Scratch *s, int64_t first, int64_t head) {
-  int64_t kv = head / (a->heads / a->key_heads);
+static void gather_queries(const Attention *a, Scratch *s, int64_t first, int64_t head) {
+  float tmp[1024];
+  for (int64_t i = 0; i < s->n; i++) {
+    float *q = s->q + i * s->width;
+    load(q, at(a->q, (first + i) * a->q_row + head * a->q_head, a->type), a->nope, a->type);
+    load(tmp, at(a->q, (first + i) * a->q_row + head * a->q_head + a->nope, a->type), a->rope, a->type);
+    turn(q + a->nope, tmp, a->cos_sin + (first + i) * a->rope, a->rope, a->interleaved);
+    for (int64_t d = a->nope + a->rope; d < s->width; d++) q[d] = 0;
+  }
+}
+
+static void gather_keys(const Attention *a, Scratch *s, int64_t first, int64_t kv) { /* once for all heads that share them */
   float tmp[1024];
   for (int64_t i = 0; i < s->n; i++) {
     const float *cs = a->cos_sin + (first + i) * a->rope;
-    float *q = s->q + i * s->width, *k = s->k + i * s->width, *v = s->v + i * s->value;
-    load(q, at(a->q, (first + i) * a->q_row + head * a->q_head, a->type), a->nope, a->type);
-    load(tmp, at(a->q, (first + i) * a->q_row + head * a->q_head + a->nope, a->type), a->rope, a->type);
-    turn(q + a->nope, tmp, cs, a->rope, a->interleaved);
+    float *k = s->k + i * s->width, *v = s->v + i * s->value;
     if (a->nope) load(k, at(a->k_nope, (first + i) * a->kn_row + kv * a->kn_head, a->type), a->nope, a->type);
     load(tmp, at(a->k_rope, (first + i) * a->kr_row + kv * a->kr_head, a->type), a->rope, a->type);
     turn(k + a->nope, tmp, cs, a->rope, a->interleaved);
     load(v, at(a->v, (first + i) * a->v_row + kv * a->v_head, a->type), a->value, a->type);
-    for (int64_t d = a->nope + a->rope; d < s->width; d++) q[d] = k[d] = 0;
+    for (int64_t d = a->nope + a->rope; d < s->width; d++) k[d] = 0;
     for (int64_t d = a->value; d < s->value; d++) v[d] = 0;
   }
 }
@@ -84,9 +91,12 @@ static void transpose(float *restrict to, const float *restrict from, int64_t n,
   }
 }
 
-static void forward_document(const Attention *a, Scratch *s, int64_t first, int64_t head) {
-  gather(a, s, first, head);
-  transpose(s->kt, s->k, s->n, s->width, s->columns);
+static void forward_document(const Attention *a, Scratch *s, int64_t first, int64_t head, int64_t group) {
+  gather_queries(a, s, first, head);
+  if (group == 0) {
+    gather_keys(a, s, first, head / (a->heads / a->key_heads));
+    transpose(s->kt, s->k, s->n, s->width, s->columns);
+  }
   for (int64_t i = 0; i < s->n; i += BLOCK) {
     int64_t m = s->n - i < BLOCK ? s->n - i : BLOCK, seen = PAD16(i + m);
     product(m, seen, s->width, s->q + i * s->width, s->width, 1, s->kt, s->columns, s->s, s->columns, 0);
@@ -114,9 +124,12 @@ static void forward_document(const Attention *a, Scratch *s, int64_t first, int6
 }
 
 static void backward_document(const Attention *a, Scratch *s, int64_t first, int64_t head, float *d_kv, int64_t group) {
-  gather(a, s, first, head);
-  transpose(s->kt, s->k, s->n, s->width, s->columns);
-  transpose(s->vt, s->v, s->n, s->value, s->columns);
+  gather_queries(a, s, first, head);
+  if (group == 0) {
+    gather_keys(a, s, first, head / (a->heads / a->key_heads));
+    transpose(s->kt, s->k, s->n, s->width, s->columns);
+    transpose(s->vt, s->v, s->n, s->value, s->columns);
+  }
   float tmp[1024], rotated[1024];
   if (group == 0) { memset(s->dk, 0, s->n * s->width * 4); memset(s->dv, 0, s->n * s->value * 4); }
   for (int64_t i = 0; i < s->n; i += BLOCK) {
@@ -191,7 +204,7 @@ static int over_documents(const Attention *a, int backward) {
       if (backward) memset(d_shared, 0, n * a->rope * 4);
       for (int64_t head = 0; head < a->heads; head++) {
         if (backward) backward_document(a, &s, base, head, d_shared, head % repeats);
-        else forward_document(a, &s, base, head);
+        else forward_document(a, &s, base, head, head % repeats);
       }
       if (backward && a->kr_head == 0)
         store((void *)at(a->d_kr, base * a->rope, a->type), d_shared, n * a->rope, a->type);
