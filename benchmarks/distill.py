@@ -2,13 +2,15 @@
 
 The teacher repeats a prompt of 48 words, and the student has begun to learn it from text. Both sides go on from there: sample 48
 tokens after each prompt, and learn by the Jensen-Shannon divergence with AdamW. TRL's student is then read back and asked by our
-engine. Time to the same loss: until ours is as near to the teacher as TRL's is at its end, each on its own samples; for that
-ours goes on for more steps than TRL.
+engine. Time to the same accuracy: until ours answers as well as TRL's does at its end; and to the same loss: until it is as near
+to the teacher, each on its own samples. For both ours goes on for more steps than TRL.
 """
 
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -80,8 +82,11 @@ def accuracy(decoder: Decoder, new: int) -> float:
     return statistics.mean(word == wanted for word, wanted in pairs)
 
 
-def worker(parallel: Parallel, folder: str, steps: int, new: int) -> tuple[list[float], list[float], float]:
-    """Seconds and loss of each step, and the accuracy reached."""
+Side = tuple[list[float], list[float], list[float]]
+"""Seconds and loss of each step; accuracy after each, or of TRL after the last alone."""
+
+
+def worker(parallel: Parallel, folder: str, steps: int, new: int) -> Side:
     settings = DistillConfig(
         method="on_policy",
         teacher="in memory",
@@ -101,16 +106,41 @@ def worker(parallel: Parallel, folder: str, steps: int, new: int) -> tuple[list[
     tasks = [Lesson(p) for step in range(steps) for p in prompts(SAMPLES, step, new)]
     with tempfile.TemporaryDirectory() as scratch:
         if parallel.is_first:
-            with record(Path(scratch), "distill", "benchmark", settings) as entry:
+            with record(Path(scratch), "distill", "benchmark", settings) as entry, kept_weights() as after:
                 learner = distil(parallel, settings, student, Material(how, (), tasks, teacher), Path(scratch), entry)
             lines = read_metrics(Path(scratch) / "metrics.jsonl")
             seconds, losses = ([line[name] for line in lines] for name in ("seconds_per_step", "loss"))
-            return seconds, losses, accuracy(learner.decoder, new)
+            return seconds, losses, [accuracy_with(learner.decoder, weights, new) for weights in after]
         distil(parallel, settings, student, Material(how, (), tasks, teacher), Path(scratch), None)
-        return [], [], 0.0
+        return [], [], []
 
 
-def theirs(folder: str, steps: int, new: int) -> tuple[list[float], list[float], float]:
+@contextmanager
+def kept_weights() -> Iterator[list[list[torch.Tensor]]]:
+    """The weights after each step taken inside, to be examined when no clock runs any more."""
+    kept: list[list[torch.Tensor]] = []
+    step = Learner.optim_step
+
+    def keeping(learner: Learner, *arguments: float, **options: bool) -> dict[str, float]:
+        found = step(learner, *arguments, **options)
+        kept.append([weight.detach().clone() for weight in learner.decoder.parameters()])
+        return found
+
+    Learner.optim_step = keeping  # type: ignore[method-assign, assignment]
+    try:
+        yield kept
+    finally:
+        Learner.optim_step = step
+
+
+@torch.no_grad()
+def accuracy_with(decoder: Decoder, weights: list[torch.Tensor], new: int) -> float:
+    for weight, value in zip(decoder.parameters(), weights):
+        weight.copy_(value)
+    return accuracy(decoder, new)
+
+
+def theirs(folder: str, steps: int, new: int) -> Side:
     tokenizer = transformers.AutoTokenizer.from_pretrained(f"{folder}/student", padding_side="left")
     student, teacher = (
         transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/{name}", dtype=torch.float32)
@@ -154,14 +184,14 @@ def theirs(folder: str, steps: int, new: int) -> tuple[list[float], list[float],
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     student.save_pretrained(f"{folder}/theirs")
     reached = accuracy(load_model(Path(folder) / "theirs"), new)
-    return [end - begin for begin, end in zip(marks[::2], marks[1::2])], losses, reached
+    return [end - begin for begin, end in zip(marks[::2], marks[1::2])], losses, [reached]
 
 
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
     schooling, steps, new = (10, 3, 8) if options.quick else (400, 12, NEW)
     torch.set_num_threads(CORES)
-    found: dict[str, list[tuple[list[float], list[float], float]]] = {}
+    found: dict[str, list[Side]] = {}
 
     def side(name: str, run) -> float:
         found.setdefault(name, []).append(run())
@@ -174,23 +204,30 @@ def main() -> None:
         peer = partial(side, "peer", lambda: theirs(folder, steps, new))
         compare("on_policy_distillation", ours, peer, "samples/s", options, workers=CORES, new_tokens=new, **before)
     told = {f"{name}_{what}": statistics.median(r) for name, runs in found.items() for what, r in summary(runs).items()}
-    ratios = [race(*pair) for pair in zip(found["ours"], found["peer"])]
-    tell("time_to_the_same_loss", options, ratio=statistics.median(ratios), spread=[min(ratios), max(ratios)], **told)
+    for name, race in (("time_to_the_same_accuracy", to_accuracy), ("time_to_the_same_loss", to_loss)):
+        ratios = [race(*pair) for pair in zip(found["ours"], found["peer"])]
+        tell(name, options, ratio=statistics.median(ratios), spread=[min(ratios), max(ratios)], **told)
 
 
-def summary(runs: list[tuple[list[float], list[float], float]]) -> dict[str, list[float]]:
+def summary(runs: list[Side]) -> dict[str, list[float]]:
     return {
         "seconds": [sum(seconds) for seconds, _, _ in runs],
         "first_loss": [losses[0] for _, losses, _ in runs],
         "last_loss": [losses[-1] for _, losses, _ in runs],
-        "accuracy": [reached for *_, reached in runs],
+        "accuracy": [reached[-1] for *_, reached in runs],
     }
 
 
-def race(ours: tuple[list[float], list[float], float], peer: tuple[list[float], list[float], float]) -> float:
+def to_loss(ours: Side, peer: Side) -> float:
     """How many times longer the peer needs for the loss it ends with; 0 if ours never gets there."""
     goal = statistics.mean(peer[1][-3:])
     spent = next((t for t, loss in zip(accumulate(ours[0]), ours[1]) if loss <= goal), float("inf"))
+    return sum(peer[0]) / spent
+
+
+def to_accuracy(ours: Side, peer: Side) -> float:
+    """How many times longer the peer needs for the accuracy it ends with; 0 if ours never gets there."""
+    spent = next((t for t, reached in zip(accumulate(ours[0]), ours[2]) if reached >= peer[2][-1]), float("inf"))
     return sum(peer[0]) / spent
 
 
