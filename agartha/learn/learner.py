@@ -96,7 +96,7 @@ class Learner:
         if teacher is not None and batch.divergence_weight is not None:
             divergences = _laid_out(teacher.divergences(batch, places, logits.float()), places, batch)
         loss, metrics = loss_of(logprobs, batch, objective.terms, totals, objective.policy_loss, divergences)
-        if acts and batch.policy_weight is not None and entropies is not None:
+        if batch.policy_weight is not None and entropies is not None:
             metrics["entropy"] = (entropies * (batch.policy_weight.flatten()[places] != 0)).sum() / totals.policy
         if decoder.config.num_nextn_predict_layers and config.mtp_weight and batch.cross_entropy_weight is not None:
             ahead = self._ahead(hidden, batch) / totals.cross_entropy

@@ -203,9 +203,8 @@ def _work(
         writer.send(("crash", traceback.format_exc()))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(
-        0
-    )  # threads of the process group that still live would abort an ordinary exit, with words nobody understands
+    # threads of the process group that still live would abort an ordinary exit, with words nobody understands
+    os._exit(0)
 
 
 def _collect(crew: _Crew) -> dict[int, Any]:

@@ -18,15 +18,16 @@ from agartha.model.moe import Router
 def working_copies(weights: Sequence[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
     """While open, `ops.cast` gives a copy of each of these float32 weights; each `.grad` must be there already."""
     made = [] if dtype == torch.float32 else weights
-    for weight in made:
-        weight.working_copy = weight.detach().to(dtype).requires_grad_(weight.requires_grad)  # type: ignore[attr-defined]
-        if weight.requires_grad:
-            weight.working_copy.register_post_accumulate_grad_hook(_adder_to(weight))  # type: ignore[attr-defined]
     try:
+        for weight in made:
+            copy = weight.detach().to(dtype).requires_grad_(weight.requires_grad)
+            if weight.requires_grad:
+                copy.register_post_accumulate_grad_hook(_adder_to(weight))
+            weight.working_copy = copy  # type: ignore[attr-defined]
         yield
     finally:
         for weight in made:
-            del weight.working_copy  # type: ignore[attr-defined]
+            vars(weight).pop("working_copy", None)
 
 
 def cast_whole(module: nn.Module) -> list[nn.Parameter]:

@@ -56,7 +56,5 @@ class MLP(nn.Module):
         adapted = self.gate_proj.lora is not None or self.up_proj.lora is not None
         if adapted or isinstance(self.gate_proj, PackedLinear):
             return self.down_proj(swiglu(torch.cat([self.gate_proj(x), self.up_proj(x)], -1)))
-        both = torch.cat(
-            [cast(part.weight, x.dtype) for part in (self.gate_proj, self.up_proj)]
-        )  # one product, not two
-        return self.down_proj(swiglu(nn.functional.linear(x, both)))
+        both = [cast(part.weight, x.dtype) for part in (self.gate_proj, self.up_proj)]
+        return self.down_proj(swiglu(nn.functional.linear(x, torch.cat(both))))  # one product instead of two

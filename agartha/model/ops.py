@@ -192,7 +192,7 @@ def scores(
     """`target_logprobs`, and where wanted the entropy of each distribution [..] in nats, which carries no gradient."""
     if kernels.scorable(logits):
         found = kernels.Score.apply(logits.flatten(0, -2), targets.flatten(), 1 / temperature)
-        return found[0].view(targets.shape), found[1].view(targets.shape)
+        return found[0].view(targets.shape), found[1].view(targets.shape) if entropies else None
     return scores_plain(logits, targets, temperature, entropies)
 
 

@@ -33,10 +33,8 @@ FIXED = {
     "x-frame-options": "DENY",
 }  # fmt: skip
 HEADER_BYTES = 32 * 2**10
-LINGER_BYTES, LINGER_SECONDS = (
-    64 * 2**20,
-    2.0,
-)  # of a refused body, read and dropped: else its sender sees a reset, not why
+# how much of a refused body is read and dropped: else its sender sees a reset, and not why
+LINGER_BYTES, LINGER_SECONDS = 64 * 2**20, 2.0
 
 
 class Guard:

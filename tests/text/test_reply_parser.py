@@ -209,7 +209,7 @@ def test_one_knows_where_the_next_token_belongs() -> None:
         (ReplyFormat(THINK, "deepseek"), "<｜tool▁call▁begin｜>\n"),
     ],
 )
-def test_time_grows_with_length_alone(form: ReplyFormat, unit: str, length: int = 2**18) -> None:
+def test_time_grows_with_length_alone(form: ReplyFormat, unit: str, length: int = 2**20) -> None:
     def seconds(size: int) -> float:
         ids = BYTES.encode(unit * (size // len(unit.encode())))
         parser, start = ReplyParser(form, False, BYTES, ["aaaaaaaaaaaaaaaaaaaaaaaac"]), time.process_time()
