@@ -215,27 +215,30 @@ def apply(a: int, operator: str, b: int) -> int | None:
     return result if 0 <= result <= HIGHEST_VALUE else None
 
 
+@lru_cache(maxsize=20_000)  # there are ten thousand pairs
+def _steps_of_two(a: int, b: int) -> list[tuple[int, str, int, int]]:
+    high, low = max(a, b), min(a, b)
+    operands = (("+", a, b), ("-", high, low), ("*", a, b), ("/", high, low))
+    tried = [(x, operator, y, apply(x, operator, y)) for operator, x, y in operands]
+    return [(x, operator, y, result) for x, operator, y, result in tried if result is not None]
+
+
 def pairs_first(numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The numbers with each pair in turn moved to the front."""
     places = range(len(numbers))
     return [
-        (numbers[i], numbers[j], *(numbers[k] for k in places if k not in (i, j)))
+        (numbers[i], numbers[j], *numbers[:i], *numbers[i + 1 : j], *numbers[j + 1 :])
         for i in places
         for j in places[i + 1 :]
     ]
 
 
-@lru_cache(maxsize=20_000)
 def steps_of(order: tuple[int, ...]) -> list[Move]:
     """What the four operators make of the first two; the larger leads where order matters."""
-    a, b, *rest = order
-    high, low = max(a, b), min(a, b)
-    operands = (("+", a, b), ("-", high, low), ("*", a, b), ("/", high, low))
-    tried = [(x, operator, y, apply(x, operator, y)) for operator, x, y in operands]
-    return [(x, operator, y, result, (result, *rest)) for x, operator, y, result in tried if result is not None]
+    rest = order[2:]
+    return [(a, operator, b, result, (result, *rest)) for a, operator, b, result in _steps_of_two(*order[:2])]
 
 
-@lru_cache(maxsize=5_000)
 def moves(numbers: tuple[int, ...]) -> list[Move]:
     """All first steps."""
     return [step for order in pairs_first(numbers) for step in steps_of(order)]
@@ -243,22 +246,19 @@ def moves(numbers: tuple[int, ...]) -> list[Move]:
 
 def draw_problem(rng: random.Random, size: int) -> tuple[tuple[int, ...], int]:
     """Numbers and a target reached by a random valid expression, target not among the numbers."""
-    while True:  # `random()` alone: a corpus draws millions, and the other methods are several times as slow
-        numbers = tuple(1 + int(rng.random() * HIGHEST_GIVEN) for _ in range(size))
-        target = _combined(rng, list(numbers))
-        if target and target not in numbers:
-            return numbers, target
-
-
-def _combined(rng: random.Random, left: list[int]) -> int | None:
-    """Random steps until one number is left; None where one is not allowed."""
-    while len(left) > 1:
-        a, b = (left.pop(int(rng.random() * len(left))) for _ in range(2))
-        result = apply(a, "+-*/"[int(rng.random() * 4)], b)
-        if result is None:
-            return None
-        left.append(result)
-    return left[0]
+    random = rng.random  # nothing else: a corpus draws millions, and the other methods are several times as slow
+    while True:
+        numbers = tuple([1 + int(random() * HIGHEST_GIVEN) for _ in range(size)])
+        left = list(numbers)
+        for count in range(size, 1, -1):
+            a, b = left.pop(int(random() * count)), left.pop(int(random() * (count - 1)))
+            result = apply(a, "+-*/"[int(random() * 4)], b)
+            if result is None:
+                break
+            left.append(result)
+        else:
+            if left[0] and left[0] not in numbers:
+                return numbers, left[0]
 
 
 def key_of(numbers: Sequence[int]) -> str:
@@ -266,14 +266,17 @@ def key_of(numbers: Sequence[int]) -> str:
     return " ".join(map(str, sorted(numbers)))
 
 
-@lru_cache(maxsize=50_000)
 def touches_held_out(numbers: tuple[int, ...]) -> bool:
     """Whether the problem is held out, or a first step leaves numbers that could be a held-out problem.
 
     Two numbers are never held out: too many problems share them.
     """
-    if len(numbers) < 3:
-        return False
-    if all(1 <= number <= HIGHEST_GIVEN for number in numbers) and is_held_out(key_of(numbers)):
+    return len(numbers) > 2 and _touches_held_out(tuple(sorted(numbers)))
+
+
+@lru_cache(maxsize=50_000)  # by ascending numbers: their order changes nothing, and there are 24 times as many orders
+def _touches_held_out(numbers: tuple[int, ...]) -> bool:
+    if numbers[0] >= 1 and numbers[-1] <= HIGHEST_GIVEN and is_held_out(key_of(numbers)):
         return True
-    return len(numbers) > 3 and any(touches_held_out(m[4]) for m in moves(numbers))
+    steps = (step for order in pairs_first(numbers) for step in steps_of(order))
+    return len(numbers) > 3 and any(touches_held_out(step[4]) for step in steps)
