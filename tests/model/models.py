@@ -31,6 +31,7 @@ QWEN_MOE = GROUPED | {
 SHAPES = {
     "latent, dense": LATENT,
     "latent, low-rank queries": LATENT | {"q_lora_rank": 24},
+    "latent, wide rope": LATENT | {"qk_rope_head_dim": 16, "qk_nope_head_dim": 24},
     "experts": EXPERTS,
     "experts in groups, scaled": EXPERTS
     | {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "q_lora_rank": 24},

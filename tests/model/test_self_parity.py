@@ -72,20 +72,23 @@ def test_elementwise_kernels_equal_their_plain_forms(dtype: torch.dtype, toleran
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["latent, dense", "llama", "llama, wide heads", "qwen3"])
+@pytest.mark.parametrize("name", ["latent, dense", "latent, wide rope", "llama", "llama, wide heads", "qwen3"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.04)])
 def test_attention_kernel_has_the_gradients_of_the_plain_form(name: str, dtype: torch.dtype, tolerance: float) -> None:
     config = random_decoder(SHAPES[name]).config
     latent, heads = config.uses_latent_attention, config.num_attention_heads
     nope, rope = (config.qk_nope_head_dim, config.qk_rope_head_dim) if latent else (0, config.attention_head_dim)
     groups, value = config.kv_heads, config.v_head_dim if latent else config.attention_head_dim
+    lengths = [1, 7, 110, 53]  # within a block of rows, and beyond one, even and odd
+    tokens = sum(lengths)
     shapes = [
-        (2, 65, heads, nope + rope),
-        (2, 65, groups, nope),
-        (2, 65, 1 if latent else groups, rope),
-        (2, 65, groups, value),
+        (2, tokens, heads, nope + rope),
+        (2, tokens, groups, nope),
+        (2, tokens, 1 if latent else groups, rope),
+        (2, tokens, groups, value),
     ]
-    turns, start = torch.randn(2, 65, rope), (torch.arange(65) // 20 * 20).int().expand(2, 65)
+    turns = torch.randn(2, tokens, rope)
+    start = torch.tensor([0, 1, 8, 118]).repeat_interleave(torch.tensor(lengths)).int().expand(2, tokens)
     grads = []
     for form in (lambda *x: ops.attend_packed(*x), lambda *x: ops.attend_packed_plain(*x)):
         torch.manual_seed(2)

@@ -39,22 +39,32 @@ INLINE vec load16(const void *base, int64_t i, int type) { /* 16 numbers from el
 
 INLINE void store16(void *base, int64_t i, vec x, int type) {
   if (type == FLOAT32) { *(vec *)((float *)base + i) = x; return; }
+#if defined(__AVX512BF16__) /* as below, but subnormal numbers become 0 */
+  _mm256_storeu_si256((__m256i *)((bf16 *)base + i), (__m256i)_mm512_cvtneps_pbh((__m512)x));
+  return;
+#endif
   uvec u = (uvec)x;
   *(halves *)((bf16 *)base + i) = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, halves);
 }
 
 INLINE void load(float *restrict to, const void *from, int64_t n, int type) {
-  if (type == FLOAT32) { memcpy(to, from, n * 4); return; }
-  int64_t i = 0;
+  int64_t i = 0; /* memcpy would be a call, and rows are short */
   for (; i + 16 <= n; i += 16) *(vec *)(to + i) = load16(from, i, type);
-  for (; i < n; i++) to[i] = from_bf16(((const bf16 *)from)[i]);
+  if (type == FLOAT32) for (; i < n; i++) to[i] = ((const float *)from)[i];
+  else for (; i < n; i++) to[i] = from_bf16(((const bf16 *)from)[i]);
 }
 
 INLINE void store(void *to, const float *restrict from, int64_t n, int type) {
-  if (type == FLOAT32) { memcpy(to, from, n * 4); return; }
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) store16(to, i, *(const vec *)(from + i), type);
-  for (; i < n; i++) ((bf16 *)to)[i] = to_bf16(from[i]);
+  if (type == FLOAT32) for (; i < n; i++) ((float *)to)[i] = from[i];
+  else for (; i < n; i++) ((bf16 *)to)[i] = to_bf16(from[i]);
+}
+
+INLINE void copy_halves(bf16 *to, const bf16 *from, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) *(halves *)(to + i) = *(const halves *)(from + i);
+  for (; i < n; i++) to[i] = from[i];
 }
 
 INLINE vec splat(float x) { return x - (vec){0}; }
@@ -154,6 +164,19 @@ INLINE vec exp_vec(vec x) { /* relative error about 2e-7 for x in [-87, 88] */
 }
 
 #if defined(__AVX512F__)
+INLINE vec exp_coarse(vec x) { /* relative error about 5e-6: enough for what becomes bfloat16; for x up to 88 */
+  vec t = x * 1.44269504f;
+  vec n = (vec)_mm512_roundscale_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = t - n;
+  vec p = splat(9.6181291e-3f);
+  p = p * r + 5.5504109e-2f;
+  p = p * r + 2.4022651e-1f;
+  p = p * r + 6.9314718e-1f;
+  p = p * r + 1.0f;
+  return (vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+}
+#endif
+
+#if defined(__AVX512F__)
 INLINE float sum_vec(vec x) { return _mm512_reduce_add_ps((__m512)x); }
 INLINE float highest_of(vec x) { return _mm512_reduce_max_ps((__m512)x); }
 #else
@@ -179,9 +202,9 @@ INLINE int any_of(ivec mask) {
 INLINE float exp_one(float x) { return exp_vec(splat(x))[0]; }
 
 /* C[m][n] (+)= sum_k A(m, k) B[k][n]; A is read at A[m * am + k * ak]; n is a multiple of 16. */
-#define TILE(MR, NV)                                                                          \
-  INLINE void tile_##MR##_##NV(int64_t K, const float *A, int64_t am, int64_t ak,             \
-                               const float *B, int64_t ldb, float *C, int64_t ldc, int add) { \
+#define TILE(name, WORD, ADD, MR, NV)                                                        \
+  INLINE void name##_##MR##_##NV(int64_t K, const WORD *A, int64_t am, int64_t ak,           \
+                                 const WORD *B, int64_t ldb, float *C, int64_t ldc, int add) { \
     vec acc[MR][NV];                                                                          \
     for (int i = 0; i < MR; i++)                                                              \
       for (int j = 0; j < NV; j++) acc[i][j] = add ? *(const vec *)(C + i * ldc + 16 * j) : splat(0); \
@@ -189,30 +212,42 @@ INLINE float exp_one(float x) { return exp_vec(splat(x))[0]; }
       vec b[NV];                                                                              \
       for (int j = 0; j < NV; j++) b[j] = *(const vec *)(B + k * ldb + 16 * j);               \
       for (int i = 0; i < MR; i++)                                                            \
-        for (int j = 0; j < NV; j++) acc[i][j] += A[i * am + k * ak] * b[j];                  \
+        for (int j = 0; j < NV; j++) acc[i][j] = ADD(acc[i][j], A[i * am + k * ak], b[j]);    \
     }                                                                                         \
     for (int i = 0; i < MR; i++)                                                              \
       for (int j = 0; j < NV; j++) *(vec *)(C + i * ldc + 16 * j) = acc[i][j];                \
   }
-TILE(6, 4) TILE(6, 2) TILE(6, 1) TILE(1, 4) TILE(1, 2) TILE(1, 1)
 
-static void product(int64_t M, int64_t N, int64_t K, const float *A, int64_t am, int64_t ak,
-                    const float *B, int64_t ldb, float *C, int64_t ldc, int add) {
-  for (int64_t n = 0; n < N;) {
-    int64_t width = N - n >= 64 ? 64 : N - n >= 32 ? 32 : 16;
-    int64_t m = 0;
-    for (; m + 6 <= M; m += 6) {
-      if (width == 64) tile_6_4(K, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc, add);
-      else if (width == 32) tile_6_2(K, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc, add);
-      else tile_6_1(K, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc, add);
-    }
-    for (; m < M; m++) {
-      if (width == 64) tile_1_4(K, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc, add);
-      else if (width == 32) tile_1_2(K, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc, add);
-      else tile_1_1(K, A + m * am, am, ak, B + n, ldb, C + m * ldc + n, ldc, add);
-    }
-    n += width;
+#define SOME_ROWS(name, MR)                                                                   \
+  if (width == 48) name##_##MR##_3(K, a, am, ak, b, ldb, c, ldc, add);                        \
+  else if (width == 32) name##_##MR##_2(K, a, am, ak, b, ldb, c, ldc, add);                   \
+  else name##_##MR##_1(K, a, am, ak, b, ldb, c, ldc, add);
+
+#define MATRIX_PRODUCT(name, WORD, ADD) /* tiles of more sums no longer fit the registers: half as fast */ \
+  TILE(name, WORD, ADD, 6, 3) TILE(name, WORD, ADD, 6, 2) TILE(name, WORD, ADD, 6, 1)         \
+  TILE(name, WORD, ADD, 2, 3) TILE(name, WORD, ADD, 2, 2) TILE(name, WORD, ADD, 2, 1)         \
+  TILE(name, WORD, ADD, 1, 3) TILE(name, WORD, ADD, 1, 2) TILE(name, WORD, ADD, 1, 1)         \
+  __attribute__((unused)) static void name(int64_t M, int64_t N, int64_t K, const WORD *A, int64_t am, int64_t ak, \
+                                           const WORD *B, int64_t ldb, float *C, int64_t ldc, int add) { \
+    for (int64_t n = 0, width; n < N; n += width) {                                           \
+      width = N - n == 48 ? 48 : N - n >= 32 ? 32 : 16;                                       \
+      for (int64_t m = 0, rows; m < M; m += rows) {                                           \
+        const WORD *a = A + m * am, *b = B + n;                                               \
+        float *c = C + m * ldc + n;                                                           \
+        rows = M - m >= 6 ? 6 : M - m >= 2 ? 2 : 1;                                           \
+        if (rows == 6) { SOME_ROWS(name, 6) }                                                 \
+        else if (rows == 2) { SOME_ROWS(name, 2) }                                            \
+        else { SOME_ROWS(name, 1) }                                                           \
+      }                                                                                       \
+    }                                                                                         \
   }
-}
+
+#define ADD_PRODUCT(sum, x, y) ((sum) + (x) * (y))
+MATRIX_PRODUCT(product, float, ADD_PRODUCT)
+
+#if defined(__AVX512BF16__) /* the same with a pair of bfloat16 numbers for each k */
+#define ADD_PAIRS(sum, x, y) ((vec)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)_mm512_set1_epi32(x), (__m512bh)(y)))
+MATRIX_PRODUCT(product_pairs, uint32_t, ADD_PAIRS)
+#endif
 
 #endif

@@ -1,4 +1,4 @@
-"""Autograd around the training kernels of `train.c`."""
+"""Autograd around the training kernels of `train.c` and `attention.c`."""
 
 import ctypes
 from typing import Any
@@ -88,7 +88,7 @@ class SwiGLU(torch.autograd.Function):
 
 
 class _Problem(ctypes.Structure):
-    """`Attention` of train.c, field for field."""
+    """`Attention` of attention.h, field for field."""
 
     _fields_ = [
         *[
@@ -101,7 +101,7 @@ class _Problem(ctypes.Structure):
             (n, ctypes.c_int64)
             for n in ("q_row", "q_head", "kn_row", "kn_head", "kr_row", "kr_head", "v_row", "v_head")
         ],
-        *[(n, ctypes.c_void_p) for n in ("cos_sin", "start", "out", "lse", "d_out", "d_q", "d_v", "d_kn", "d_kr")],
+        *[(n, ctypes.c_void_p) for n in ("cos_sin", "start", "prefix", "out", "lse", "d_out", "d_q", "d_v", "d_kn", "d_kr")],
     ]
 
 
