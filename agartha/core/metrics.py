@@ -75,9 +75,13 @@ class Metrics:
     def _draw(self, record: dict[str, Any]) -> None:
         numbers = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "step"}
         if numbers:
-            board = self._board(str(record.get("stage", "")))
-            for name, value in numbers.items():
-                board.add_scalar(name, value, record["step"])
+            from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
+
+            # one event for all: `add_scalar` makes one each, and more than ten at once wait for the writing thread
+            summary = Summary(value=[Summary.Value(tag=name, simple_value=float(v)) for name, v in numbers.items()])
+            writer = self._board(str(record.get("stage", ""))).file_writer
+            assert writer, "a closed board is never kept"
+            writer.add_summary(summary, record["step"])
 
     def _board(self, stage: str) -> "SummaryWriter":
         if stage not in self._boards:
