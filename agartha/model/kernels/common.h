@@ -218,7 +218,7 @@ INLINE float exp_one(float x) { return exp_vec(splat(x))[0]; }
       for (int j = 0; j < NV; j++) *(vec *)(C + i * ldc + 16 * j) = acc[i][j];                \
   }
 
-#define SOME_ROWS(name, MR)                                                                   \
+#define ROWS_WIDE(name, MR)                                                                   \
   if (width == 48) name##_##MR##_3(K, a, am, ak, b, ldb, c, ldc, add);                        \
   else if (width == 32) name##_##MR##_2(K, a, am, ak, b, ldb, c, ldc, add);                   \
   else name##_##MR##_1(K, a, am, ak, b, ldb, c, ldc, add);
@@ -235,9 +235,9 @@ INLINE float exp_one(float x) { return exp_vec(splat(x))[0]; }
         const WORD *a = A + m * am, *b = B + n;                                               \
         float *c = C + m * ldc + n;                                                           \
         rows = M - m >= 6 ? 6 : M - m >= 2 ? 2 : 1;                                           \
-        if (rows == 6) { SOME_ROWS(name, 6) }                                                 \
-        else if (rows == 2) { SOME_ROWS(name, 2) }                                            \
-        else { SOME_ROWS(name, 1) }                                                           \
+        if (rows == 6) { ROWS_WIDE(name, 6) }                                                 \
+        else if (rows == 2) { ROWS_WIDE(name, 2) }                                            \
+        else { ROWS_WIDE(name, 1) }                                                           \
       }                                                                                       \
     }                                                                                         \
   }
