@@ -7,7 +7,7 @@ layers. Matrices of one shape are neighbours, a stack [N, R, C], with one batche
 Muon: Jordan 2024; Moonlight, arXiv:2502.16982. AdamW: arXiv:1711.05101. Left out: sharding of weights or momentum.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,29 +103,37 @@ class Optimizers:
         if not groups:
             return
         inner = slice(groups[0].start, groups[-1].stop)
-        momentum = self._first[inner].lerp_(self.gradients[inner], 1 - self.config.momentum)
-        nesterov = torch.lerp(self.gradients[inner], momentum, self.config.momentum)
-        self._weights[inner].mul_(1 - learning_rate * self.config.weight_decay)
-        stacks = [group.of(nesterov).view(group.shape) for group in groups]
-        for group, update in zip(groups, self._orthogonal(stacks)):
-            rate = learning_rate * _update_scale(update.shape, self.config.update_scale)
-            group.of(self._weights).view(group.shape).add_(update, alpha=-rate)
+        self._first[inner].lerp_(self.gradients[inner], 1 - self.config.momentum)
+        if self.config.weight_decay:
+            self._weights[inner].mul_(1 - learning_rate * self.config.weight_decay)
+        # Muon has no second moments: their room holds the updates, fresh memory each step would cost more
+        self._orthogonal([group.of(self._second).view(group.shape) for group in groups], groups)
+        for group in groups:
+            rate = learning_rate * _update_scale(group.shape, self.config.update_scale)
+            group.of(self._weights).add_(group.of(self._second), alpha=-rate)
 
-    def _orthogonal(self, stacks: list[Tensor]) -> Iterator[Tensor]:
-        """Polar factors of all stacks [N, R, C]; each rank works out a share of every stack, then all are gathered."""
-        steps, ranks = self.config.polar_steps, self.parallel.world_size
-        if ranks == 1:
-            yield from (orthogonalize(stack, steps) for stack in stacks)
-            return
+    def _orthogonal(self, stacks: list[Tensor], groups: list[_Group]) -> None:
+        """Write the polar factors of the Nesterov momenta into `stacks` [N, R, C], each rank a share that all then gather."""
+        ranks = self.parallel.world_size
         shares = [-(-len(stack) // ranks) for stack in stacks]
-        parts = []
-        for stack, share in zip(stacks, shares):
-            mine = stack[self.parallel.rank * share : (self.parallel.rank + 1) * share]
-            done = orthogonalize(mine, steps)
-            parts.append(nn.functional.pad(done.flatten(), (0, share * stack[0].numel() - done.numel())))
-        gathered = self.parallel.all_gather(torch.cat(parts))  # [ranks, elements of one share]
-        for stack, whole in zip(stacks, gathered.split([part.numel() for part in parts], dim=1)):
-            yield whole.flatten()[: stack.numel()].view_as(stack)
+        done = []
+        for stack, group, share in zip(stacks, groups, shares):
+            mine = slice(self.parallel.rank * share, (self.parallel.rank + 1) * share)
+            gradients, momenta = (group.of(flat).view(group.shape)[mine] for flat in (self.gradients, self._first))
+            nesterov = torch.lerp(gradients, momenta, self.config.momentum, out=stack[mine])
+            done.append(orthogonalize(nesterov, self.config.polar_steps))
+        if ranks == 1:
+            for stack, part in zip(stacks, done):
+                stack.copy_(part)
+            return
+        sizes = [share * stack[0].numel() for stack, share in zip(stacks, shares)]
+        sent = done[0].new_zeros(sum(sizes))
+        for part, place in zip(done, sent.split(sizes)):
+            place[: part.numel()].view_as(part).copy_(part)
+        for rank, got in enumerate(self.parallel.all_gather(sent)):
+            for stack, share, part in zip(stacks, shares, got.split(sizes)):
+                theirs = stack[rank * share : (rank + 1) * share]
+                theirs.copy_(part[: theirs.numel()].view_as(theirs))
 
     def _not_finite(self, norm: float) -> NumericsError:
         bad = [name for name, view in self._gradient_views.items() if not view.isfinite().all()]
@@ -224,6 +232,6 @@ def _offsets(parameters: dict[str, nn.Parameter], groups: list[_Group]) -> dict[
     return offsets
 
 
-def _update_scale(shape: torch.Size, how: Literal["spectral", "rms"]) -> float:
+def _update_scale(shape: Sequence[int], how: Literal["spectral", "rms"]) -> float:
     rows, columns = shape[-2:]
     return max(1.0, rows / columns) ** 0.5 if how == "spectral" else 0.2 * max(rows, columns) ** 0.5
