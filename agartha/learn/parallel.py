@@ -1,6 +1,7 @@
 """One program on many processes: the few collective operations the learner needs, and a launcher for one machine.
 
-Every operation is a no-op for a single process, so no caller asks how many there are. gloo on CPU, NCCL on CUDA.
+Every operation is a no-op for a single process, so no caller asks how many there are. NCCL on CUDA; on a CPU gloo, or
+between workers of one machine the memory that they share.
 Workers are started by `launch` here, or by torchrun, which tells them who they are through environment variables.
 """
 
@@ -14,7 +15,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 
 from agartha.core import errors
 from agartha.core.errors import AgarthaError, CapacityError, ConfigError, Interrupted
+from agartha.learn.shared_memory import SharedMemory, summable
 
 CPU = torch.device("cpu")
 TIMEOUT = timedelta(minutes=30)
@@ -41,6 +44,8 @@ class Parallel:
     rank: int = 0
     world_size: int = 1
     device: torch.device = CPU
+    memory: SharedMemory | None = None
+    """What the workers of `launch` exchange through on a CPU, instead of the process group."""
 
     @staticmethod
     def from_environment() -> "Parallel":
@@ -68,28 +73,42 @@ class Parallel:
         if self.world_size == 1 or not tensors:
             return
         if len(tensors) == 1 and tensors[0].is_contiguous():
-            dist.all_reduce(tensors[0])
+            self._add_up(tensors[0])
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
+        self._add_up(flat)
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
             tensor.copy_(total.view_as(tensor))
+
+    def _add_up(self, tensor: Tensor) -> None:
+        if self.memory is not None and summable(tensor):
+            self.memory.add_up(tensor)
+        else:
+            dist.all_reduce(tensor)
 
     def all_gather(self, part: Tensor) -> Tensor:
         """part [...], of one shape on every rank -> [world_size, ...] in the order of ranks."""
         if self.world_size == 1:
             return part.unsqueeze(0)
+        if self.memory is not None:
+            return self.memory.gather(part.contiguous())
         whole = part.new_empty(self.world_size, *part.shape)
         dist.all_gather(list(whole.unbind()), part.contiguous())
         return whole
 
     def all_gather_object(self, thing: Any) -> list[Any]:
         """Any picklable object of each rank, in the order of ranks; for small facts, not for tensors."""
-        things: list[Any] = [thing]
-        if self.world_size > 1:
-            things = [None] * self.world_size
+        if self.world_size == 1:
+            return [thing]
+        if self.memory is None:
+            things: list[Any] = [None] * self.world_size
             dist.all_gather_object(things, thing)
-        return things
+            return things
+        written = torch.frombuffer(bytearray(pickle.dumps(thing)), dtype=torch.uint8)
+        sizes = self.memory.gather(torch.tensor(len(written)))
+        padded = nn.functional.pad(written, (0, int(sizes.max()) - len(written)))
+        rows = zip(self.memory.gather(padded), sizes.tolist())
+        return [pickle.loads(row[:size].numpy().tobytes()) for row, size in rows]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -118,6 +137,18 @@ def join(meeting_point: str, rank: int, world_size: int, device: torch.device) -
             device_id=device if device.type == "cuda" else None,
         )  # fmt: skip
     return Parallel(rank, world_size, device)
+
+
+def _join_here(store: str, rank: int, world_size: int) -> Parallel:
+    """As `join`, for workers of one machine, who share memory where all of them can."""
+    parallel = join(f"file://{store}", rank, world_size, local_device(rank))
+    wanted = parallel.is_first and parallel.device.type == "cpu"
+    place, memory = parallel.all_gather_object(SharedMemory.reserve(world_size) if wanted else None)[0], None
+    if place is not None:
+        with suppress(OSError):
+            memory = SharedMemory(place, rank, world_size, TIMEOUT.total_seconds())
+    everyone = all(parallel.all_gather_object(memory is not None))
+    return replace(parallel, memory=memory if everyone else None)
 
 
 def local_device(local_rank: int) -> torch.device:
@@ -190,7 +221,7 @@ def _work(
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host's own name may not resolve
     try:
-        parallel = join(f"file://{store}", rank, workers, local_device(rank))
+        parallel = _join_here(store, rank, workers)
         result = function(parallel, *args)
         parallel.close()
         # plain pickle: the pipe's own way shares tensors through this process, which is gone when they are read

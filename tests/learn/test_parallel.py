@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import torch
 from agartha.core.errors import CapacityError, ConfigError, Interrupted, NumericsError
 from agartha.core.files import is_alive, write_atomic
 from agartha.learn.parallel import Parallel, launch
+from agartha.learn.shared_memory import PIECE
+from agartha.model.kernels.build import library
 
 
 def small_model():
@@ -44,6 +47,26 @@ def gathered(parallel: Parallel):
     return whole.float().tolist(), parallel.all_gather_object({"rank": parallel.rank}), torch.get_num_threads()
 
 
+def exchanges(parallel: Parallel, shared: bool):
+    """Sums and gathers of several sizes, a piece of shared memory and its neighbours among them; late ranks included."""
+    if not shared:
+        parallel = replace(parallel, memory=None)
+    torch.manual_seed(parallel.rank)
+    found = []
+    for turn, size in enumerate((1, 15, PIECE // 4 - 1, PIECE // 4, PIECE // 4 + 1, 5 * PIECE // 8, 17)):
+        time.sleep(0.03 * (turn % parallel.world_size == parallel.rank))
+        total, part = torch.randn(size), torch.randn(size)[: size // 2 + 1].bfloat16()
+        counts = [torch.tensor([parallel.rank + 1]), torch.tensor([[7]])]
+        parallel.all_reduce_sum([total])
+        parallel.all_reduce_sum(counts)
+        found += [total.double().sum().item(), total[-1].item(), [count.tolist() for count in counts]]
+        found += [
+            parallel.all_gather(part).double().sum(1).tolist(),
+            parallel.all_gather_object("x" * (size % 1000 + parallel.rank)),
+        ]
+    return found, parallel.memory is not None
+
+
 def second_worker_refuses(parallel: Parallel):
     if parallel.rank == 1:
         raise NumericsError("loss=nan is not finite.", hint="lower the learning rate.")
@@ -69,6 +92,16 @@ def test_gradients_of_two_workers_equal_those_of_one_process():
     together, alone = launch(gradients, 2), launch(gradients, 1)
     for ours, theirs in zip(together, alone):
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_shared_memory_gives_what_the_process_group_gives(workers: int):
+    (ours, is_shared), (theirs, is_not) = launch(exchanges, workers, True), launch(exchanges, workers, False)
+    assert is_shared == (library() is not None and sys.platform == "linux") and not is_not
+    if workers == 2:
+        assert ours == theirs
+    for a, b in zip(ours, theirs):  # three numbers may be added in another order
+        assert a == (pytest.approx(b, rel=1e-5, abs=1e-3) if isinstance(b, float) else b)
 
 
 def test_gathering_keeps_the_order_of_ranks_and_workers_use_one_thread():
