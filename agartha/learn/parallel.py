@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from agartha.core import errors
 from agartha.core.errors import AgarthaError, CapacityError, ConfigError, Interrupted
-from agartha.learn.shared_memory import SharedMemory, summable
+from agartha.learn.shared_memory import SharedMemory
 
 CPU = torch.device("cpu")
 TIMEOUT = timedelta(minutes=30)
@@ -81,7 +81,7 @@ class Parallel:
             tensor.copy_(total.view_as(tensor))
 
     def _add_up(self, tensor: Tensor) -> None:
-        if self.memory is not None and summable(tensor):
+        if self.memory is not None:
             self.memory.add_up(tensor)
         else:
             dist.all_reduce(tensor)

@@ -44,7 +44,10 @@ class SharedMemory:
         return f"/proc/{os.getpid()}/fd/{file}"
 
     def add_up(self, tensor: Tensor) -> None:
-        """tensor [...] float32, dense -> its sum over the ranks, in place, added in the order of ranks."""
+        """tensor [...] -> its sum over the ranks, in place, added in the order of ranks; float32 is the fast case."""
+        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            tensor.copy_(self.gather(tensor.contiguous()).sum(0))
+            return
         for at in range(0, tensor.numel(), PIECE // 4):
             count, pointer = min(PIECE // 4, tensor.numel() - at), tensor.data_ptr() + 4 * at
             self._meet(pointer, 4 * count)
@@ -90,7 +93,3 @@ def _library() -> ctypes.CDLL:
     kernels = library()
     assert kernels is not None
     return kernels
-
-
-def summable(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.is_contiguous() and not tensor.requires_grad
