@@ -188,7 +188,11 @@ class Stages:
         return sum(stage.seconds for stage in self.entry.entry.stages if stage.name == name) if self.entry else 0.0
 
     def _loaded(self, folder: Path) -> Decoder:
-        return load_model(folder).to(self.parallel.device)
+        decoder = load_model(folder).to(self.parallel.device)
+        decoder.compute_dtype = compute_dtype(
+            self.rl_config.learner.precision, self.parallel.device
+        )  # as unbroken runs have it
+        return decoder
 
     def _save(self, folder: Path, decoder: Decoder, cards: dict[str, Any]) -> None:
         if self.parallel.is_first and self.entry:

@@ -13,7 +13,6 @@ typedef struct {
   int64_t q_row, q_head, kn_row, kn_head, kr_row, kr_head, v_row, v_head;
   const float *cos_sin;    /* [batch * tokens, rope] */
   const int32_t *start;    /* [batch * tokens] or NULL */
-  const int32_t *prefix;   /* [batch * tokens] or NULL: where the document begins that this one goes on from; its own start if none */
   void *out;               /* [batch * tokens, heads, value] */
   float *lse;              /* [batch * tokens, heads], of the scaled scores */
   const void *d_out;

@@ -1,14 +1,15 @@
 /* The body of attention.c. A WORD holds PER numbers that one multiply-add of a product takes together: the right side of a
    product has them side by side in "columns" (numbers of one row) or "rows" (one number of PER rows). */
 
-#define TILE_ROWS 6 /* rows that a product works on together: what lies above the diagonal is left out by so many */
+#define TILE_ROWS 6 /* rows that a product works on together: what lies i the diagonal is left out by so many */
 #define BLOCK 48    /* rows of the backward pass at a time; a multiple of TILE_ROWS and PER */
 #define WORDS(n) (((n) + PER - 1) / PER)
 
-/* A segment: `own` queries at token `first` of a row; its keys are those of `before` tokens at `prefix`, and its own. */
+/* `own` tokens from `first` on, counted over all rows; `table` turns the first of them. */
 typedef struct {
-  int64_t row, first, own, prefix, before;
-} FORM(Segment);
+  int64_t first, own;
+  const float *table;
+} FORM(Document);
 
 typedef struct {
   WORD *q, *q_rows, *g, *g_rows, *k, *k_columns, *k_rows, *v, *v_columns, *v_rows, *p_rows, *ds_rows, *ds;
@@ -16,19 +17,19 @@ typedef struct {
   int64_t width, value, wide_width, wide_value, columns; /* words of a row, its padded numbers, padded keys */
 } FORM(Scratch);
 
-static int64_t FORM(carve)(const Attention *a, FORM(Scratch) *s, char *memory, int64_t own, int64_t keys) {
+static int64_t FORM(carve)(const Attention *a, FORM(Scratch) *s, char *memory, int64_t own) {
   int64_t used = 0;
   s->width = WORDS(a->nope + a->rope), s->value = WORDS(a->value);
-  s->wide_width = PAD16(a->nope + a->rope), s->wide_value = PAD16(a->value), s->columns = PAD16(keys) + 32;
+  s->wide_width = PAD16(a->nope + a->rope), s->wide_value = PAD16(a->value), s->columns = PAD16(own) + 32;
 #define TAKE(field, count) s->field = (void *)(memory + used), used += PAD16(count) * 4
   TAKE(q, own * s->width); TAKE(q_rows, WORDS(own) * s->wide_width);
   TAKE(g, own * s->value); TAKE(g_rows, WORDS(own) * s->wide_value);
-  TAKE(k, keys * s->width); TAKE(k_columns, s->columns * s->width); TAKE(k_rows, WORDS(keys) * s->wide_width);
-  TAKE(v, keys * s->value); TAKE(v_columns, s->columns * s->value); TAKE(v_rows, WORDS(keys) * s->wide_value);
+  TAKE(k, own * s->width); TAKE(k_columns, s->columns * s->width); TAKE(k_rows, WORDS(own) * s->wide_width);
+  TAKE(v, own * s->value); TAKE(v_columns, s->columns * s->value); TAKE(v_rows, WORDS(own) * s->wide_value);
   TAKE(p_rows, WORDS(BLOCK) * s->columns); TAKE(ds_rows, WORDS(BLOCK) * s->columns); TAKE(ds, BLOCK * s->columns);
   TAKE(s, BLOCK * s->columns); TAKE(dp, BLOCK * s->columns);
   TAKE(o, TILE_ROWS * s->wide_value); TAKE(dq, BLOCK * s->wide_width);
-  TAKE(dk, keys * s->wide_width); TAKE(dv, keys * s->wide_value);
+  TAKE(dk, own * s->wide_width); TAKE(dv, own * s->wide_value);
 #undef TAKE
   return used;
 }
@@ -68,12 +69,12 @@ static void FORM(to_rows)(WORD *restrict to, const WORD *restrict from, int64_t 
   }
 }
 
-static void FORM(gather_keys)(const Attention *a, FORM(Scratch) *s, FORM(Segment) g, int64_t kv, const float *tables, int backward) {
-  int64_t keys = g.before + g.own, base = g.row * a->tokens, width = a->nope + a->rope;
+static void FORM(gather_keys)(const Attention *a, FORM(Scratch) *s, FORM(Document) g, int64_t kv, int backward) {
+  int64_t keys = g.own, width = a->nope + a->rope;
   for (int64_t i = 0; i < keys; i++) {
-    int64_t t = i < g.before ? g.prefix + i : g.first + i - g.before, place = base + t;
+    int64_t place = g.first + i;
     FORM(take_turned)(s->k + i * s->width, s->width, at(a->k_nope, place * a->kn_row + kv * a->kn_head, a->type), a->nope,
-                      at(a->k_rope, place * a->kr_row + kv * a->kr_head, a->type), a->rope, tables + t * 2 * a->rope, a);
+                      at(a->k_rope, place * a->kr_row + kv * a->kr_head, a->type), a->rope, g.table + i * 2 * a->rope, a);
     ELEMENT *v = (ELEMENT *)(s->v + i * s->value);
     FORM(take)(v, at(a->v, place * a->v_row + kv * a->v_head, a->type), a->value, a->type);
     for (int64_t d = a->value; d < s->value * PER; d++) v[d] = 0;
@@ -85,26 +86,26 @@ static void FORM(gather_keys)(const Attention *a, FORM(Scratch) *s, FORM(Segment
   } else FORM(to_rows)(s->v_rows, s->v, keys, s->value, a->value, s->wide_value);
 }
 
-static void FORM(gather_queries)(const Attention *a, FORM(Scratch) *s, FORM(Segment) g, int64_t head, const float *tables) {
+static void FORM(gather_queries)(const Attention *a, FORM(Scratch) *s, FORM(Document) g, int64_t head) {
   for (int64_t i = 0; i < g.own; i++) {
-    int64_t place = (g.row * a->tokens + g.first + i) * a->q_row + head * a->q_head;
+    int64_t place = (g.first + i) * a->q_row + head * a->q_head;
     FORM(take_turned)(s->q + i * s->width, s->width, at(a->q, place, a->type), a->nope, at(a->q, place + a->nope, a->type),
-                      a->rope, tables + (g.first + i) * 2 * a->rope, a);
+                      a->rope, g.table + i * 2 * a->rope, a);
   }
 }
 
 #define LANES ((ivec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
 
-static void FORM(forward)(const Attention *a, FORM(Scratch) *s, FORM(Segment) g, int64_t head, const float *tables) {
-  FORM(gather_queries)(a, s, g, head, tables);
+static void FORM(forward)(const Attention *a, FORM(Scratch) *s, FORM(Document) g, int64_t head) {
+  FORM(gather_queries)(a, s, g, head);
   for (int64_t i = 0; i < g.own; i += TILE_ROWS) {
-    int64_t m = g.own - i < TILE_ROWS ? g.own - i : TILE_ROWS, keys = g.before + i + m, seen = PAD16(keys);
+    int64_t m = g.own - i < TILE_ROWS ? g.own - i : TILE_ROWS, keys = i + m, seen = PAD16(keys);
     float scaled[TILE_ROWS];
     PRODUCT(m, seen, s->width, s->q + i * s->width, s->width, 1, s->k_columns, s->columns, s->s, s->columns, 0);
     for (int64_t r = 0; r < m; r++) {
       float *row = s->s + r * s->columns;
       ELEMENT *p = (ELEMENT *)s->ds + r * s->columns * PER;
-      int32_t last = g.before + i + r + 1;
+      int32_t last = i + r + 1;
       vec top = splat(-1e30f), total = splat(0);
       for (int32_t j = 0; j < seen; j += 16) top = max_vec(pick(LANES + j < last, *(vec *)(row + j), splat(-1e30f)), top);
       float peak = highest_of(top);
@@ -115,27 +116,27 @@ static void FORM(forward)(const Attention *a, FORM(Scratch) *s, FORM(Segment) g,
       }
       float sum = sum_vec(total);
       scaled[r] = 1 / sum;
-      a->lse[(g.row * a->tokens + g.first + i + r) * a->heads + head] = peak * a->scale + logf(sum);
+      a->lse[(g.first + i + r) * a->heads + head] = peak * a->scale + logf(sum);
     }
     PRODUCT(m, s->wide_value, WORDS(keys), s->ds, s->columns, 1, s->v_rows, s->wide_value, s->o, s->wide_value, 0);
     for (int64_t r = 0; r < m; r++) {
       float *o = s->o + r * s->wide_value;
       for (int64_t d = 0; d < s->wide_value; d += 16) *(vec *)(o + d) *= scaled[r];
-      store((void *)at(a->out, ((g.row * a->tokens + g.first + i + r) * a->heads + head) * a->value, a->type), o, a->value, a->type);
+      store((void *)at(a->out, ((g.first + i + r) * a->heads + head) * a->value, a->type), o, a->value, a->type);
     }
   }
 }
 
 /* Probabilities and gradients of the scores of PER rows from r on, for 16 keys from j on. */
 INLINE void FORM(gradients)(FORM(Scratch) *s, int64_t r, int32_t j, int64_t m, const float *delta, const float *lse, float scale,
-                            int64_t above, int diagonal) {
+                            int64_t i, int diagonal) {
   vec p[PER], ds[PER];
   for (int64_t u = 0; u < PER; u++) {
     int64_t at_row = (r + u) * s->columns + j;
     p[u] = EXP(*(vec *)(s->s + at_row) * scale - lse[r + u]);
     ds[u] = p[u] * ((*(vec *)(s->dp + at_row) - delta[r + u]) * scale);
     if (diagonal || u) {
-      ivec sees = LANES + j < (int32_t)(r + u < m ? above + r + u + 1 : 0);
+      ivec sees = LANES + j < (int32_t)(r + u < m ? i + r + u + 1 : 0);
       p[u] = pick(sees, p[u], splat(0)), ds[u] = pick(sees, ds[u], splat(0));
     }
     store16((ELEMENT *)s->ds + (r + u) * s->columns * PER, j, ds[u], ELEMENT_TYPE);
@@ -144,9 +145,9 @@ INLINE void FORM(gradients)(FORM(Scratch) *s, int64_t r, int32_t j, int64_t m, c
   *(__typeof__(FORM(weave)(p)) *)(s->ds_rows + r / PER * s->columns + j) = FORM(weave)(ds);
 }
 
-static void FORM(backward)(const Attention *a, FORM(Scratch) *s, FORM(Segment) g, int64_t head, const float *tables) {
-  int64_t width = a->nope + a->rope, base = g.row * a->tokens + g.first;
-  FORM(gather_queries)(a, s, g, head, tables);
+static void FORM(backward)(const Attention *a, FORM(Scratch) *s, FORM(Document) g, int64_t head) {
+  int64_t width = a->nope + a->rope, base = g.first;
+  FORM(gather_queries)(a, s, g, head);
   for (int64_t i = 0; i < g.own; i++) {
     ELEMENT *row = (ELEMENT *)(s->g + i * s->value);
     FORM(take)(row, at(a->d_out, ((base + i) * a->heads + head) * a->value, a->type), a->value, a->type);
@@ -155,7 +156,7 @@ static void FORM(backward)(const Attention *a, FORM(Scratch) *s, FORM(Segment) g
   FORM(to_rows)(s->q_rows, s->q, g.own, s->width, width, s->wide_width);
   FORM(to_rows)(s->g_rows, s->g, g.own, s->value, a->value, s->wide_value);
   for (int64_t i = 0; i < g.own; i += BLOCK) {
-    int64_t m = g.own - i < BLOCK ? g.own - i : BLOCK, above = g.before + i; /* keys that every row of the block sees */
+    int64_t m = g.own - i < BLOCK ? g.own - i : BLOCK;
     float delta[BLOCK + 1], lse[BLOCK + 1];
     for (int64_t r = 0; r < m; r++) {
       int64_t place = (base + i + r) * a->heads + head;
@@ -165,97 +166,78 @@ static void FORM(backward)(const Attention *a, FORM(Scratch) *s, FORM(Segment) g
       delta[r] = sum_vec(sum), lse[r] = a->lse[place];
     }
     for (int64_t r = 0; r < m; r += TILE_ROWS) {
-      int64_t n = m - r < TILE_ROWS ? m - r : TILE_ROWS, seen = PAD16(above + r + n);
+      int64_t n = m - r < TILE_ROWS ? m - r : TILE_ROWS, seen = PAD16(i + r + n);
       PRODUCT(n, seen, s->width, s->q + (i + r) * s->width, s->width, 1, s->k_columns, s->columns, s->s + r * s->columns, s->columns, 0);
       PRODUCT(n, seen, s->value, s->g + (i + r) * s->value, s->value, 1, s->v_columns, s->columns, s->dp + r * s->columns, s->columns, 0);
     }
     for (int64_t r = 0; r < m; r += PER) {
-      int32_t whole = (above + r + 1) & ~15, end = above + r + PER + TILE_ROWS;
-      for (int32_t j = 0; j < whole; j += 16) FORM(gradients)(s, r, j, m, delta, lse, a->scale, above, 0);
+      int32_t whole = (i + r + 1) & ~15, end = i + r + PER + TILE_ROWS;
+      for (int32_t j = 0; j < whole; j += 16) FORM(gradients)(s, r, j, m, delta, lse, a->scale, i, 0);
       /* beyond its own end a row is 0 as far as a tile reaches, be it a tile of rows or of keys */
-      for (int32_t j = whole; j < end; j += 16) FORM(gradients)(s, r, j, m, delta, lse, a->scale, above, 1);
+      for (int32_t j = whole; j < end; j += 16) FORM(gradients)(s, r, j, m, delta, lse, a->scale, i, 1);
     }
-    for (int64_t j = 0; j < above + m; j += TILE_ROWS) { /* keys from j on are seen by rows from j - above on */
-      int64_t n = above + m - j < TILE_ROWS ? above + m - j : TILE_ROWS, from = j > above ? (j - above) / PER : 0;
+    for (int64_t j = 0; j < i + m; j += TILE_ROWS) { /* keys from j on are seen by rows from j on */
+      int64_t n = i + m - j < TILE_ROWS ? i + m - j : TILE_ROWS, from = j > i ? (j - i) / PER : 0;
       int64_t words = WORDS(m) - from, row = i / PER + from;
       PRODUCT(n, s->wide_value, words, s->p_rows + from * s->columns + j, 1, s->columns, s->g_rows + row * s->wide_value, s->wide_value, s->dv + j * s->wide_value, s->wide_value, 1);
       PRODUCT(n, s->wide_width, words, s->ds_rows + from * s->columns + j, 1, s->columns, s->q_rows + row * s->wide_width, s->wide_width, s->dk + j * s->wide_width, s->wide_width, 1);
     }
     for (int64_t r = 0; r < m; r += TILE_ROWS) {
       int64_t n = m - r < TILE_ROWS ? m - r : TILE_ROWS;
-      PRODUCT(n, s->wide_width, WORDS(above + r + n), s->ds + r * s->columns, s->columns, 1, s->k_rows, s->wide_width, s->dq + r * s->wide_width, s->wide_width, 0);
+      PRODUCT(n, s->wide_width, WORDS(i + r + n), s->ds + r * s->columns, s->columns, 1, s->k_rows, s->wide_width, s->dq + r * s->wide_width, s->wide_width, 0);
     }
     for (int64_t r = 0; r < m; r++) {
       float *dq = s->dq + r * s->wide_width;
-      turn(dq + a->nope, FLOAT32, dq + a->nope, FLOAT32, tables + (g.first + i + r) * 2 * a->rope, a->rope, a->interleaved, -1);
+      turn(dq + a->nope, FLOAT32, dq + a->nope, FLOAT32, g.table + (i + r) * 2 * a->rope, a->rope, a->interleaved, -1);
       store((void *)at(a->d_q, ((base + i + r) * a->heads + head) * width, a->type), dq, width, a->type);
     }
   }
 }
 
-/* The segment's own keys get their gradient; those of its prefix are handed on in the prefix's place. */
-static void FORM(finish_keys)(const Attention *a, FORM(Scratch) *s, FORM(Segment) g, int64_t kv, const float *tables,
-                              float *d_prefix_k, float *d_prefix_v, float *d_shared) {
-  for (int64_t i = 0; i < g.before * s->wide_width; i++) d_prefix_k[i] += s->dk[i];
-  for (int64_t i = 0; i < g.before * s->wide_value; i++) d_prefix_v[i] += s->dv[i];
+static void FORM(finish_keys)(const Attention *a, FORM(Scratch) *s, FORM(Document) g, int64_t kv, float *d_shared) {
   for (int64_t i = 0; i < g.own; i++) {
-    int64_t place = (g.row * a->tokens + g.first + i) * a->key_heads + kv, t = g.first + i;
-    float *dk = s->dk + (g.before + i) * s->wide_width, *turned = dk + a->nope;
+    int64_t place = (g.first + i) * a->key_heads + kv;
+    float *dk = s->dk + i * s->wide_width, *turned = dk + a->nope;
     if (a->nope) store((void *)at(a->d_kn, place * a->nope, a->type), dk, a->nope, a->type);
-    if (a->kr_head == 0) for (int64_t d = 0; d < a->rope; d++) d_shared[t * a->rope + d] += turned[d];
-    else turn((void *)at(a->d_kr, place * a->rope, a->type), a->type, turned, FLOAT32, tables + t * 2 * a->rope, a->rope, a->interleaved, -1);
-    store((void *)at(a->d_v, place * a->value, a->type), s->dv + (g.before + i) * s->wide_value, a->value, a->type);
+    if (a->kr_head == 0) for (int64_t d = 0; d < a->rope; d++) d_shared[i * a->rope + d] += turned[d];
+    else turn((void *)at(a->d_kr, place * a->rope, a->type), a->type, turned, FLOAT32, g.table + i * 2 * a->rope, a->rope, a->interleaved, -1);
+    store((void *)at(a->d_v, place * a->value, a->type), s->dv + i * s->wide_value, a->value, a->type);
   }
 }
 
-static void FORM(over_heads)(const Attention *a, char *memory, FORM(Segment) g, int64_t kv, const float *tables, int backward,
-                             float *d_prefix_k, float *d_prefix_v, float *d_shared) {
-  int64_t repeats = a->heads / a->key_heads, keys = g.before + g.own;
-  FORM(Scratch) s;
-  FORM(carve)(a, &s, memory, g.own, keys);
-  FORM(gather_keys)(a, &s, g, kv, tables, backward);
-  if (!backward) {
-    for (int64_t head = kv * repeats; head < (kv + 1) * repeats; head++) FORM(forward)(a, &s, g, head, tables);
-    return;
+static void FORM(over_heads)(const Attention *a, FORM(Scratch) *s, FORM(Document) g, int64_t kv, float *d_shared, int backward) {
+  int64_t repeats = a->heads / a->key_heads;
+  FORM(gather_keys)(a, s, g, kv, backward);
+  if (backward) memset(s->dk, 0, g.own * s->wide_width * 4), memset(s->dv, 0, g.own * s->wide_value * 4);
+  for (int64_t head = kv * repeats; head < (kv + 1) * repeats; head++) {
+    if (backward) FORM(backward)(a, s, g, head);
+    else FORM(forward)(a, s, g, head);
   }
-  if (g.before) memset(s.dk, 0, keys * s.wide_width * 4), memset(s.dv, 0, keys * s.wide_value * 4);
-  else memcpy(s.dk, d_prefix_k, keys * s.wide_width * 4), memcpy(s.dv, d_prefix_v, keys * s.wide_value * 4);
-  for (int64_t head = kv * repeats; head < (kv + 1) * repeats; head++) FORM(backward)(a, &s, g, head, tables);
-  FORM(finish_keys)(a, &s, g, kv, tables, d_prefix_k, d_prefix_v, d_shared);
+  if (backward) FORM(finish_keys)(a, s, g, kv, d_shared);
 }
 
-/* Rows run in parallel. A document and those that go on from it directly behind it are a family. */
+/* Rows run in parallel. */
 static int FORM(over_rows)(const Attention *a, int backward) {
   int failed = 0;
   FORM(Scratch) whole;
-  int64_t scratch = FORM(carve)(a, &whole, NULL, a->tokens, a->tokens), tables = a->tokens * 2 * a->rope;
-  int64_t d_k = a->tokens * whole.wide_width, d_v = a->tokens * whole.wide_value, d_shared = a->tokens * a->rope;
+  int64_t scratch = FORM(carve)(a, &whole, NULL, a->tokens), tables = PAD16(a->tokens * 2 * a->rope), d_shared = PAD16(a->tokens * a->rope);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t row = 0; row < a->batch; row++) {
-    float *memory = aligned_alloc(64, PAD16(tables + d_k + d_v + d_shared) * 4 + scratch);
-    if (!memory) { failed = 1; continue; }
-    float *table = memory, *prefix_k = table + tables, *prefix_v = prefix_k + d_k, *shared = prefix_v + d_v;
-    char *rest = (char *)(memory + PAD16(tables + d_k + d_v + d_shared));
+    float *table = aligned_alloc(64, (tables + d_shared) * 4 + scratch), *shared = table + tables;
+    if (!table) { failed = 1; continue; }
     fill_tables(table, a->cos_sin + row * a->tokens * a->rope, a->tokens, a->rope, a->interleaved);
     if (backward) memset(shared, 0, d_shared * 4);
-    for (int64_t first = 0, last; first < a->tokens; first = last) {
-      int64_t end = document_end(a, row, first), n = end - first;
-      for (last = end; a->prefix && last < a->tokens && a->prefix[row * a->tokens + last] == first; last = document_end(a, row, last));
-      for (int64_t kv = 0; kv < a->key_heads; kv++) {
-        if (backward) memset(prefix_k, 0, n * whole.wide_width * 4), memset(prefix_v, 0, n * whole.wide_value * 4);
-        for (int64_t branch = end, next; branch < last; branch = next) {
-          next = document_end(a, row, branch);
-          FORM(Segment) g = {row, branch, next - branch, first, n};
-          FORM(over_heads)(a, rest, g, kv, table, backward, prefix_k, prefix_v, shared);
-        }
-        FORM(Segment) g = {row, first, n, first, 0};
-        FORM(over_heads)(a, rest, g, kv, table, backward, prefix_k, prefix_v, shared);
-      }
+    for (int64_t first = 0, end; first < a->tokens; first = end) {
+      end = document_end(a, row, first);
+      FORM(Document) g = {row * a->tokens + first, end - first, table + first * 2 * a->rope};
+      FORM(Scratch) s;
+      FORM(carve)(a, &s, (char *)(shared + d_shared), g.own);
+      for (int64_t kv = 0; kv < a->key_heads; kv++) FORM(over_heads)(a, &s, g, kv, shared + first * a->rope, backward);
     }
     for (int64_t t = 0; backward && a->kr_head == 0 && t < a->tokens; t++)
-      turn((void *)at(a->d_kr, row * d_shared + t * a->rope, a->type), a->type, shared + t * a->rope, FLOAT32, table + t * 2 * a->rope,
+      turn((void *)at(a->d_kr, (row * a->tokens + t) * a->rope, a->type), a->type, shared + t * a->rope, FLOAT32, table + t * 2 * a->rope,
            a->rope, a->interleaved, -1);
-    free(memory);
+    free(table);
   }
   return failed;
 }

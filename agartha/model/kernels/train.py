@@ -101,10 +101,7 @@ class _Problem(ctypes.Structure):
             (n, ctypes.c_int64)
             for n in ("q_row", "q_head", "kn_row", "kn_head", "kr_row", "kr_head", "v_row", "v_head")
         ],
-        *[
-            (n, ctypes.c_void_p)
-            for n in ("cos_sin", "start", "prefix", "out", "lse", "d_out", "d_q", "d_v", "d_kn", "d_kr")
-        ],
+        *[(n, ctypes.c_void_p) for n in ("cos_sin", "start", "out", "lse", "d_out", "d_q", "d_v", "d_kn", "d_kr")],
     ]
 
 
