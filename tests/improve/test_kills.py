@@ -56,7 +56,7 @@ def test_ten_kills_end_with_the_same_lineage(tmp_path: Path, workers: int) -> No
     finish(begin(words, tmp_path / "whole"))
     length = time.monotonic() - began
     rng, killed = random.Random(workers), 0
-    for _ in range(KILLS if workers == 1 else 3):
+    for _ in range(KILLS if workers == 1 else 5):
         killed += kill_after(words, tmp_path / "cut", rng.uniform(0, max(1.0, length / 4)))
     finish(begin(words, tmp_path / "cut"))
     one, other = (read_json(tmp_path / name / "journal.json") for name in ("whole", "cut"))

@@ -1,7 +1,6 @@
 /* Exchange between processes of one machine through memory that they share. Each puts a piece into its slot and announces it;
    all have announced the same turn before anyone reads. Slots alternate, so that whoever is ahead by a turn spoils nothing. */
 #include "common.h"
-#include <sched.h>
 #include <time.h>
 
 typedef struct { uint64_t turn; char rest[56]; } Place; /* a cache line for each process */
@@ -17,7 +16,7 @@ void meet_offer(char *memory, int64_t ranks, int64_t rank, uint64_t turn, int64_
 
 /* 0 once everyone has offered this turn, 1 after about `seconds` without. */
 int meet_wait(char *memory, int64_t ranks, uint64_t turn, double seconds) {
-  struct timespec start, now, nap = {0, 100000};
+  struct timespec start, now, nap = {0, 30000};
   clock_gettime(CLOCK_MONOTONIC, &start);
   for (int64_t rank = 0; rank < ranks; rank++)
     for (int64_t tries = 0; __atomic_load_n(&((Place *)memory)[rank].turn, __ATOMIC_ACQUIRE) < turn; tries++) {
@@ -25,8 +24,7 @@ int meet_wait(char *memory, int64_t ranks, uint64_t turn, double seconds) {
       clock_gettime(CLOCK_MONOTONIC, &now);
       double waited = now.tv_sec - start.tv_sec + (now.tv_nsec - start.tv_nsec) * 1e-9;
       if (waited > seconds) return 1;
-      if (waited > 0.02) nanosleep(&nap, NULL);
-      else sched_yield();
+      if (waited > 1e-4) nanosleep(&nap, NULL); /* whoever is late may want this processor */
     }
   return 0;
 }
