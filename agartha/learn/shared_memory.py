@@ -1,8 +1,8 @@
 """Sums and gathers between worker processes of one machine, through memory that they share.
 
 gloo sends every message through sockets and helper threads: with two workers on two cores that took a quarter of a small
-model's step. Here a piece is copied once, and whoever comes first waits by looking. Without compiled kernels, or where the
-memory is not to be had, gloo does it.
+model's step. Here a piece is copied once, and whoever comes first looks again and again, then sleeps between looks.
+Without compiled kernels, or where the memory is not to be had, gloo does it.
 """
 
 import ctypes

@@ -188,10 +188,9 @@ class Stages:
         return sum(stage.seconds for stage in self.entry.entry.stages if stage.name == name) if self.entry else 0.0
 
     def _loaded(self, folder: Path) -> Decoder:
-        decoder = load_model(folder).to(self.parallel.device)
-        decoder.compute_dtype = compute_dtype(
-            self.rl_config.learner.precision, self.parallel.device
-        )  # as unbroken runs have it
+        """Computing as the learner left it in an unbroken run."""
+        decoder, device = load_model(folder).to(self.parallel.device), self.parallel.device
+        decoder.compute_dtype = compute_dtype(self.rl_config.learner.precision, device)
         return decoder
 
     def _save(self, folder: Path, decoder: Decoder, cards: dict[str, Any]) -> None:

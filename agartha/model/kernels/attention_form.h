@@ -1,7 +1,7 @@
 /* The body of attention.c. A WORD holds PER numbers that one multiply-add of a product takes together: the right side of a
    product has them side by side in "columns" (numbers of one row) or "rows" (one number of PER rows). */
 
-#define TILE_ROWS 6 /* rows that a product works on together: what lies i the diagonal is left out by so many */
+#define TILE_ROWS 6 /* rows that a product works on together: what lies above the diagonal is left out by so many */
 #define BLOCK 48    /* rows of the backward pass at a time; a multiple of TILE_ROWS and PER */
 #define WORDS(n) (((n) + PER - 1) / PER)
 
