@@ -12,7 +12,7 @@ demo: $(VENV)/core  ## from random weights to a reasoning model and a report, in
 	$(BIN)/agartha zero seed=$(SEED)
 
 test: $(VENV)/test  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/test  ## style, types, floors, sizes
 	$(BIN)/ruff check .

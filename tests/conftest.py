@@ -10,7 +10,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "model"))  # small models that several rooms test with
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-torch.set_num_threads(max(1, min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)))
+if (
+    "OMP_NUM_THREADS" not in os.environ
+):  # which says how many: two test workers of two threads each wait for one another
+    torch.set_num_threads(max(1, min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no worker is alone with them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
 
 CACHE = Path.home() / ".cache" / "agartha" / "models"
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"

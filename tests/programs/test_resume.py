@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file
 from small_runs import PRETRAIN, RL, Command, finish, lines_of, start, stop_after
 
+pytestmark = pytest.mark.slow
 TIMES = ("seconds_per_step", "tokens_per_second", "dollars")
 
 
@@ -64,17 +65,17 @@ def test_two_workers_go_on_after_a_kill_and_none_is_left_behind(tmp_path: Path) 
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
-    words = ["pretrain", *PRETRAIN, "tokens=300000", "--folder", tmp_path / "run"]
+    words = ["pretrain", *PRETRAIN, "tokens=100000", "--folder", tmp_path / "run"]
     process = start(*words)
     stop_after(process, tmp_path / "run", 2, signal.SIGINT)
     stopped = finish(process)
     assert stopped.returncode == 130 and "to go on: agartha pretrain" in stopped.stderr, stopped.stderr
     assert "Traceback" not in stopped.stderr
     before = facts(tmp_path / "run")
-    assert 0 < len(before) < 586
+    assert 0 < len(before) < 196
     assert finish(start(*words)).returncode == 0
     after = facts(tmp_path / "run")
-    assert len(after) == 586 and after[: len(before)] == before
+    assert len(after) == 196 and after[: len(before)] == before
 
 
 def test_a_spent_budget_saves_and_exits_with_three(tmp_path: Path) -> None:
