@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from agartha.model.cache import KVCache
 from agartha.model.config import ModelConfig
-from agartha.model.layers import Linear, RMSNorm
+from agartha.model.layers import Linear, RMSNorm, side_by_side
 from agartha.model.ops import attend, attend_packed, visible_mask
 from agartha.model.rope import rotate
 
@@ -100,7 +100,9 @@ class GroupedQueryAttention(nn.Module):
         self, x: Tensor, rope: Tensor, positions: Tensor, document_start: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         config, width = self.config, self.config.attention_head_dim
-        q, k, v = (p(x).unflatten(-1, (-1, width)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        heads = config.num_attention_heads, config.kv_heads, config.kv_heads
+        together = side_by_side(x, self.q_proj, self.k_proj, self.v_proj).unflatten(-1, (-1, width))
+        q, k, v = together.split(heads, -2)
         if config.norms_queries:
             q, k = self.q_norm(q), self.k_norm(k)
         if cache is None:

@@ -31,6 +31,17 @@ class Linear(nn.Module):
         return self.weight if self.lora is None else self.lora.added_to(self.weight)
 
 
+def side_by_side(x: Tensor, *maps: Linear) -> Tensor:
+    """What several maps make of x, in one row [.., sum of O]: by one product, unless a map is adapted or packed, or to join
+    the outputs is less than to join the weights."""
+    few = x.numel() < x.shape[-1] ** 2  # rows than inputs
+    if few or any(part.lora is not None or isinstance(part, PackedLinear) for part in maps):
+        return torch.cat([part(x) for part in maps], -1)
+    biases = [part.bias.to(x.dtype) for part in maps if part.bias is not None]
+    weight = torch.cat([cast(part.weight, x.dtype) for part in maps])
+    return nn.functional.linear(x, weight, torch.cat(biases) if biases else None)
+
+
 class RMSNorm(nn.Module):
     """Divide by the root mean square over the last dimension (arXiv:1910.07467)."""
 
@@ -53,8 +64,4 @@ class MLP(nn.Module):
         self.down_proj = Linear(width, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        adapted = self.gate_proj.lora is not None or self.up_proj.lora is not None
-        if adapted or isinstance(self.gate_proj, PackedLinear):
-            return self.down_proj(swiglu(torch.cat([self.gate_proj(x), self.up_proj(x)], -1)))
-        both = [cast(part.weight, x.dtype) for part in (self.gate_proj, self.up_proj)]
-        return self.down_proj(swiglu(nn.functional.linear(x, torch.cat(both))))  # one product instead of two
+        return self.down_proj(swiglu(side_by_side(x, self.gate_proj, self.up_proj)))
