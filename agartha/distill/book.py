@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from agartha.core.errors import ConfigError, DataError
 from agartha.core.files import canonical_json, full_disk_is_capacity_error
 from agartha.core.hashing import digest
-from agartha.distill.traces import task_key
+from agartha.data.traces import task_key
 from agartha.worlds.types import Task
 
 

@@ -10,9 +10,9 @@ from agartha.distill.book import Book
 from agartha.distill.config import TracesConfig
 from agartha.distill.purse import losses, spent_before
 from agartha.distill.share import Result
-from agartha.distill.traces import Trace
+from agartha.data.traces import Trace
 
-RULE = "reward 1 and not cut off; one of those that differ in white space only; see agartha/distill/traces.py: select"
+RULE = "reward 1 and not cut off; one of those that differ in white space only; see agartha/data/traces.py: select"
 
 
 def make_card(

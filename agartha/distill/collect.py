@@ -20,7 +20,7 @@ from agartha.distill.config import CollectConfig, TracesConfig
 from agartha.distill.endpoint import EndpointTeacher
 from agartha.distill.share import Result, Share, draw_tasks
 from agartha.distill.teachers import Teacher, describe_teacher, open_teacher
-from agartha.distill.traces import choose, distinct, level_out, read_card, write_traces
+from agartha.data.traces import choose, distinct, level_out, read_card, write_traces
 from agartha.learn.parallel import Parallel, launch
 from agartha.ledger.record import Run, record
 from agartha.worlds.checks import preflight

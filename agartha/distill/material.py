@@ -13,7 +13,7 @@ from typing import Any
 from agartha.core.errors import ConfigError, DataError
 from agartha.data.batch import Batch
 from agartha.data.packing import Document, arrange, lay_out
-from agartha.distill.traces import Trace
+from agartha.data.traces import Trace
 from agartha.model.decoder import Decoder
 from agartha.text.prompt_format import PromptFormat
 from agartha.text.tokenizer import Tokenizer

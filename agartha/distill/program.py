@@ -16,7 +16,7 @@ from agartha.distill.config import DistillConfig, TracesConfig
 from agartha.distill.material import Material, check_same_vocabulary, lessons_of, tasks_of
 from agartha.distill.share import draw_tasks
 from agartha.distill.teachers import describe_teacher
-from agartha.distill.traces import Trace, read_card, read_traces
+from agartha.data.traces import Trace, read_card, read_traces
 from agartha.distill.train import distil, limits
 from agartha.engine.export import save_trained
 from agartha.engine.load import Loaded, digest_of, found_at, fresh, load

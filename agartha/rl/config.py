@@ -70,6 +70,8 @@ class RLConfig(Config):
     """Decides tasks, samples and curriculum."""
     save_every: int = Field(default=50, ge=1)
     """Steps between two saved training states."""
+    keep_answers_from: int | None = Field(default=None, ge=1)
+    """Step from which on verified answers are kept as traces, in answers.parquet: lessons that are paid for; None keeps none."""
 
     algorithm: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] = "dr_grpo"
     """Loss of a token, advantage and average over tokens, as one paper has them."""

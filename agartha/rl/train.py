@@ -25,6 +25,7 @@ from agartha.learn.session import Session
 from agartha.ledger.record import Run
 from agartha.model.decoder import Decoder
 from agartha.model.lora import pairs, without_lora
+from agartha.rl import answers
 from agartha.rl.advantages import step_advantages
 from agartha.rl.config import RLConfig
 from agartha.rl.curriculum import Curriculum
@@ -70,12 +71,17 @@ def train(config: RLConfig, learner: Learner, setting: Setting, folder: Path, ru
             progress = session.progress(step + 1, config.steps, config.schedule)
             numbers = update(config, learner, batches, progress)
             step += 1
+            if config.keep_answers_from is not None and step >= config.keep_answers_from:
+                answers.keep_step(folder, step, groups, learner.parallel)
             numbers |= facts | step_metrics(groups, learner.parallel, config.sampling.max_tokens)
             tokens, flops = count(groups, batches, learner)
             extra = {"curriculum": curriculum.state()} | ({"base": setting.base} if setting.base else {})
             keep = {"loader": {}, "extra": extra}
             session.end_step(step, numbers, tokens, flops, keep, last=step == config.steps)
             check_gap(numbers, config.gap_limit)
+    if config.keep_answers_from is not None and learner.parallel.is_first:
+        answers.gather(folder, {"world": setting.world.spec(), "rule": "reward 1 and not cut off", "complete": True})
+    learner.parallel.barrier()
 
 
 def collect(

@@ -50,13 +50,13 @@ class ZeroConfig(Config):
             self._check_student(self.student)
         return self
 
-    @staticmethod
-    def _check_student(student: DistillConfig) -> None:
-        if student.collect is None or student.method == "on_policy":
-            raise ConfigError("student learns from traces that are collected for it.",
-                              hint="set student.collect, and student.method to traces or logits.")  # fmt: skip
+    def _check_student(self, student: DistillConfig) -> None:
+        asked = student.collect
+        if (asked is None and self.rl.keep_answers_from is None) or student.method == "on_policy":
+            raise ConfigError("student learns from traces that are collected for it, or kept from reinforcement learning.",
+                              hint="set student.collect or rl.keep_answers_from, and student.method to traces or logits.")  # fmt: skip
         named = [name for name in ("teacher", "student", "tokenizer", "traces") if getattr(student, name)]
-        if named or student.collect.teacher or student.collect.endpoint or student.lora:
+        if named or student.lora or (asked is not None and (asked.teacher or asked.endpoint)):
             raise ConfigError(f"student.{(named or ['collect.teacher, its endpoint or lora'])[0]} is set by the run.",
                               hint="the teacher is the model that was made, the student a new one of student.model.")  # fmt: skip
 

@@ -17,11 +17,11 @@ from agartha.core.config import resolved
 from agartha.core.errors import DataError
 from agartha.core.files import write_json
 from agartha.core.metrics import read_metrics
+from agartha.data.traces import distinct, read_card, read_traces
 from agartha.distill.collect import collect
 from agartha.distill.config import DistillConfig
 from agartha.distill.program import Pair
 from agartha.distill.teachers import EngineTeacher
-from agartha.distill.traces import read_card, read_traces
 from agartha.engine.engine import Engine
 from agartha.engine.load import Loaded, digest_of
 from agartha.learn.learner import Learner
@@ -34,6 +34,7 @@ from agartha.model.hf_folder import load_model, save_model
 from agartha.pretrain.program import build_decoder, open_data, open_loader
 from agartha.pretrain.train import pretrain
 from agartha.report.html import write_report
+from agartha.rl import answers
 from agartha.rl.program import reinforce
 from agartha.text.tokenizer import Tokenizer
 from agartha.worlds.load import load_world
@@ -117,17 +118,22 @@ class Stages:
         return learner.decoder
 
     def taught(self, config: DistillConfig, teacher: Decoder) -> Decoder:
-        """The student: new weights of a smaller shape, which learn from the verified answers of the model that was made."""
+        """The student: new weights of a smaller shape, which learn from the verified answers of the model that was made, and
+        from those that it was paid for while it was made."""
         final = self.folder / "student"
         if (final / "config.json").exists():
             return self._loaded(final)
-        assert config.collect is not None
-        source = EngineTeacher.of(teacher, self.tokenizer, config.collect, str(self.folder / "model"))
-        path = collect(config.collect, self.folder / "traces", self.entry, teacher=source, parallel=self.parallel)
+        files = [path for path in [self.folder / answers.FILE] if path.exists()]
+        if config.collect is not None:
+            source = EngineTeacher.of(teacher, self.tokenizer, config.collect, str(self.folder / "model"))
+            files += [
+                collect(config.collect, self.folder / "traces", self.entry, teacher=source, parallel=self.parallel)
+            ]
+        traces = distinct(trace for path in files for trace in read_traces(path))
         torch.manual_seed(config.seed)
         shape = config.model.fitted(self.tokenizer.vocab_size, self.tokenizer.eos_id, self.tokenizer.pad_id)
         student = self._plain(Decoder(shape))
-        pair = Pair(student, self._plain(teacher), read_traces(path), [], read_card(path))
+        pair = Pair(student, self._plain(teacher), traces, [], {path.stem: read_card(path) for path in files})
         pair.teach(self.parallel, config, self.folder, self.entry)
         self._save(final, student.decoder, {"traces.json": pair.card or {}})
         return student.decoder

@@ -12,7 +12,7 @@ from agartha.compare.config import WAYS, CompareConfig
 from agartha.compare.program import run
 from agartha.core.config import load
 from agartha.core.errors import CheckpointError, ConfigError, WorldError
-from agartha.distill.traces import read_traces
+from agartha.data.traces import read_traces
 from agartha.engine.load import digest_of
 from agartha.engine.load import load as load_model
 from agartha.ledger.record import record

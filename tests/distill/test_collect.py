@@ -24,7 +24,7 @@ from agartha.distill.collect import collect, run
 from agartha.distill.config import CollectConfig, TracesConfig
 from agartha.distill.share import draw_tasks
 from agartha.distill.teachers import EngineTeacher, describe_teacher
-from agartha.distill.traces import Trace, read_card, read_traces
+from agartha.data.traces import Trace, read_card, read_traces
 from agartha.learn.parallel import Parallel, launch
 from agartha.ledger.record import record
 from agartha.ledger.schema import BudgetConfig

@@ -21,7 +21,7 @@ from agartha.distill.config import DistillConfig
 from agartha.distill.divergence import Divergence
 from agartha.distill.material import Lesson, Material, Rows, lessons_of, tasks_of
 from agartha.distill.program import run
-from agartha.distill.traces import read_traces
+from agartha.data.traces import read_traces
 from agartha.distill.train import distil, limits
 from agartha.engine.engine import Engine
 from agartha.engine.load import load

@@ -104,7 +104,7 @@ def test_a_student_learns_from_the_model_that_was_made(agartha: Command, tmp_pat
         "rl.sampling.max_tokens=32", "rl.gap_limit=1.0", f"rl.world={world}", "heldout.problems=10", "heldout.levels=[2]",
         "heldout.max_tokens=32", "controls.more_pretraining=false", "controls.forced_start=", "student.steps=3",
         "student.rows=4", f"student.collect.world={world}", "student.collect.tasks=20", "student.collect.max_tokens=64",
-        "student.collect.attempts=4",
+        "student.collect.attempts=4", "rl.keep_answers_from=1",
     ]  # fmt: skip
     done = agartha("zero", *settings, "--folder", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -112,7 +112,8 @@ def test_a_student_learns_from_the_model_that_was_made(agartha: Command, tmp_pat
     (scores,) = report["heldout"].values()
     assert {"accuracy", "low", "high", "tokens"} <= scores["student"].keys() and "as large" in done.stdout
     assert report["parameters"]["student"] < report["parameters"]["zero"]
-    assert (tmp_path / "run" / "student" / "traces.json").exists()
+    cards = json.loads((tmp_path / "run" / "student" / "traces.json").read_text())
+    assert cards["answers"]["traces"] > 0 and cards["traces"]["traces"] > 0  # what RL was paid for, what was asked
     assert "its student" in (tmp_path / "run" / "report.html").read_text()
     listed = json.loads(agartha("runs", "--root", tmp_path, "--json").stdout)
     assert [len(entry["made"]) for entry in listed["runs"]] == [3]  # base, model, student

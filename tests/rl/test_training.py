@@ -7,9 +7,11 @@ import torch
 from models import EXPERTS, random_decoder
 
 from agartha.core.errors import NumericsError
+from agartha.data.traces import read_card, read_traces
 from agartha.engine.engine import Engine
 from agartha.learn.config import LearnerConfig, OptimizerConfig, ScheduleConfig
 from agartha.learn.learner import Learner
+from agartha.learn.session import Session
 from agartha.rl.config import RLConfig, SamplingConfig
 from agartha.rl.train import Setting, check_gap, train
 from agartha.text.prompt_format import PromptFormat
@@ -85,3 +87,36 @@ def test_gauge_stops_a_run_whose_sampling_went_off_policy() -> None:
 def test_learning_goes_on_with_a_reference_held_near(tmp_path: Path) -> None:
     numbers = learn(tmp_path, "grpo", kl_weight=0.0)
     assert "divergence" not in numbers[-1]
+
+
+def test_answers_that_were_paid_are_kept_once_and_survive_a_death(tmp_path: Path, monkeypatch) -> None:
+    keeps = {"keep_answers_from": 3, "save_every": 5}
+    numbers = learn(tmp_path / "whole", "dr_grpo", **keeps)
+    path = tmp_path / "whole" / "answers.parquet"
+    kept = read_traces(path)
+    teachers = {trace.teacher for trace in kept}
+    assert len(teachers) > 3 and teachers <= {f"policy of step {step}" for step in range(3, 26)}
+    assert all(trace.is_verified and "yes" in trace.completion.split() for trace in kept)
+    words = [(trace.task.prompt, trace.completion) for trace in kept]
+    assert len(set(words)) == len(words) < sum(64 * line["reward"] for line in numbers[2:])
+    card = read_card(path)
+    assert card["traces"] == len(kept) and card["world"]["name"] == "say yes" and "step-000008" in card["steps"]
+
+    ends = Session.end_step
+
+    def dies(session: Session, step: int, *rest, **more) -> None:
+        if step == 8:
+            raise KeyboardInterrupt  # its answers are written, its state is not
+        ends(session, step, *rest, **more)
+
+    monkeypatch.setattr(Session, "end_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "cut", "dr_grpo", **keeps)
+    monkeypatch.undo()
+    learn(tmp_path / "cut", "dr_grpo", **keeps)
+    assert read_traces(tmp_path / "cut" / "answers.parquet") == kept
+
+
+def test_nothing_is_kept_unless_asked(tmp_path: Path) -> None:
+    learn(tmp_path, "dr_grpo")
+    assert not list(tmp_path.rglob("*.parquet"))

@@ -18,8 +18,8 @@ from pyarrow import parquet
 from agartha.core.errors import ConfigError, DataError
 from agartha.data.mixture import Mixture, SourceSpec
 from agartha.data.sources import Text, kind_of, read
-from agartha.distill import traces as traces_module
-from agartha.distill.traces import (
+from agartha.data import traces as traces_module
+from agartha.data.traces import (
     Trace,
     card_path,
     choose,
