@@ -173,11 +173,9 @@ def _read_jsonl(file: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _read_parquet(file: Path, fields: Sequence[str]) -> Iterator[Text]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DataError(f"{file} needs the `pyarrow` library.", hint='pip install "agartha[parquet]".') from error
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         table = parquet.ParquetFile(file)
         names = _choose_fields(table.schema_arrow.names, fields, str(file))

@@ -114,11 +114,13 @@ def task_key(task: Task) -> tuple[str, str]:
 def write_traces(path: Path, traces: Sequence[Trace], card: dict[str, Any]) -> None:
     """The parquet file and, beside it, its card with the file's digest and number of traces added. Each is whole or absent.
 
-    Raises: ConfigError if the name does not end in .parquet or pyarrow is missing; CapacityError if the disk is full.
+    Raises: ConfigError if the name does not end in .parquet; CapacityError if the disk is full.
     """
     if path.suffix != ".parquet":
         raise ConfigError(f"{path} must end in .parquet.", hint="traces are kept as parquet.")
-    pyarrow, parquet = _libraries()
+    import pyarrow
+    from pyarrow import parquet
+
     table = pyarrow.Table.from_pylist([_row(trace) for trace in traces], schema=_schema())
     with file_atomic(path) as temporary:
         parquet.write_table(table, temporary, compression="zstd", write_page_checksum=True)
@@ -127,7 +129,9 @@ def write_traces(path: Path, traces: Sequence[Trace], card: dict[str, Any]) -> N
 
 def read_traces(path: Path) -> list[Trace]:
     """Raises: DataError, naming column or row, for a file that is damaged, too large or not of traces."""
-    pyarrow, parquet = _libraries()
+    import pyarrow
+    from pyarrow import parquet
+
     traces: list[Trace] = []
     try:
         file = parquet.ParquetFile(path, page_checksum_verification=True)
@@ -160,15 +164,6 @@ def read_card(path: Path) -> dict[str, Any]:
 
 def _order(trace: Trace) -> tuple[Any, ...]:
     return (*task_key(trace.task), trace.completion, trace.token_ids or (), trace.teacher, repr(trace))
-
-
-def _libraries() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ConfigError("traces need the `pyarrow` library.", hint='pip install "agartha[teach]".') from error
-    return pyarrow, parquet
 
 
 def _schema() -> "pyarrow.Schema":

@@ -1,11 +1,15 @@
 """The demonstration, in small: every stage, every file, and the numbers a reader is promised."""
 
 import json
+import os
+import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from packaging.requirements import Requirement
 from small_runs import SMALL_MODEL, Command
 
 
@@ -92,7 +96,42 @@ def oracle(data):
 '''
 
 
-def test_a_student_learns_from_the_model_that_was_made(agartha: Command, tmp_path: Path) -> None:
+CORE_ALONE = """
+import sys
+from importlib.machinery import PathFinder
+
+class Core(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *more):
+        return None if name.partition(".")[0] in {absent} else super().find_spec(name, *more)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Core
+"""
+
+
+def beyond_the_core() -> set[str]:
+    """Modules that are here, and would not be after `pip install agartha`."""
+    installed, open_ends = {"agartha"}, ["agartha"]
+    while open_ends:
+        for line in metadata.requires(open_ends.pop()) or []:
+            needs = Requirement(line)
+            name = re.sub("[-_.]+", "-", needs.name).lower()
+            if name not in installed and (needs.marker is None or needs.marker.evaluate({"extra": ""})):
+                installed.add(name)
+                open_ends.append(name)
+    owners = metadata.packages_distributions()
+    return {
+        module for module, names in owners.items() if not {re.sub("[-_.]+", "-", n).lower() for n in names} & installed
+    }
+
+
+def test_a_student_learns_from_the_model_that_was_made_with_the_core_alone(
+    agartha: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = beyond_the_core()
+    assert {"pytest", "transformers", "fastapi"} <= absent and not {"torch", "pyarrow", "rich"} & absent
+    (tmp_path / "sitecustomize.py").write_text(CORE_ALONE.format(absent=sorted(absent)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     world = tmp_path / "content.py"
     world.write_text(CONTENT_WITH_ANYTHING)
     small = SMALL_MODEL | {"model_type": "deepseek_v3", "hidden_size": 16, "num_nextn_predict_layers": 0}
