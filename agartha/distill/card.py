@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agartha.core.errors import DataError
+from agartha.data.traces import Trace
 from agartha.distill.book import Book
 from agartha.distill.config import TracesConfig
 from agartha.distill.purse import losses, spent_before
 from agartha.distill.share import Result
-from agartha.data.traces import Trace
 
 RULE = "reward 1 and not cut off; one of those that differ in white space only; see agartha/data/traces.py: select"
 

@@ -14,13 +14,13 @@ from agartha.core.errors import AgarthaError, DataError, Interrupted
 from agartha.core.files import write_json
 from agartha.core.hashing import digest
 from agartha.core.progress import bar
+from agartha.data.traces import choose, distinct, level_out, read_card, write_traces
 from agartha.distill.book import Book
 from agartha.distill.card import make_card, nothing_verified
 from agartha.distill.config import CollectConfig, TracesConfig
 from agartha.distill.endpoint import EndpointTeacher
 from agartha.distill.share import Result, Share, draw_tasks
 from agartha.distill.teachers import Teacher, describe_teacher, open_teacher
-from agartha.data.traces import choose, distinct, level_out, read_card, write_traces
 from agartha.learn.parallel import Parallel, launch
 from agartha.ledger.record import Run, record
 from agartha.worlds.checks import preflight

@@ -11,12 +11,12 @@ from agartha.core.config import resolved
 from agartha.core.errors import ConfigError, DataError
 from agartha.core.files import write_json
 from agartha.core.hashing import digest
+from agartha.data.traces import Trace, read_card, read_traces
 from agartha.distill.collect import collect
 from agartha.distill.config import DistillConfig, TracesConfig
 from agartha.distill.material import Material, check_same_vocabulary, lessons_of, tasks_of
 from agartha.distill.share import draw_tasks
 from agartha.distill.teachers import describe_teacher
-from agartha.data.traces import Trace, read_card, read_traces
 from agartha.distill.train import distil, limits
 from agartha.engine.export import save_trained
 from agartha.engine.load import Loaded, digest_of, found_at, fresh, load

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from agartha.core.errors import DataError
 from agartha.core.progress import Bar
+from agartha.data.traces import Trace
 from agartha.distill.book import Answer, Book, Question, key_of
 from agartha.distill.config import TracesConfig
 from agartha.distill.purse import spent_before
 from agartha.distill.teachers import Teacher
-from agartha.data.traces import Trace
 from agartha.worlds.types import Task
 from agartha.worlds.world import World, judge
 

@@ -16,9 +16,9 @@ import torch
 from agartha.core.errors import DataError
 from agartha.core.files import canonical_json, file_atomic, folder_atomic, read_json, write_json
 from agartha.core.hashing import digest
+from agartha.data.traces import Trace, read_traces, select, write_traces
 from agartha.distill.config import DistillConfig
 from agartha.distill.material import Material, lessons_of, tasks_of
-from agartha.data.traces import Trace, read_traces, select, write_traces
 from agartha.distill.train import distil, limits
 from agartha.engine.engine import Engine
 from agartha.engine.export import Companions

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from agartha.core.errors import ConfigError, DataError
+from agartha.data import traces as traces_module
 from agartha.data.mixture import Mixture, SourceSpec
 from agartha.data.sources import Text, kind_of, read
-from agartha.data import traces as traces_module
 from agartha.data.traces import (
     Trace,
     card_path,

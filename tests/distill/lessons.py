@@ -7,9 +7,9 @@ import torch
 from models import EXPERTS, GROUPED, random_decoder
 
 from agartha.core.config import load
+from agartha.data.traces import Trace, write_traces
 from agartha.distill.config import DistillConfig
 from agartha.distill.program import run
-from agartha.data.traces import Trace, write_traces
 from agartha.model.decoder import Decoder
 from agartha.model.hf_folder import save_model
 from agartha.text.tokenizer import Tokenizer

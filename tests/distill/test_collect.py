@@ -18,13 +18,13 @@ from models import LATENT, TINY, random_decoder
 
 from agartha.core.errors import BudgetReached, ConfigError, DataError
 from agartha.data.mixture import Mixture, SourceSpec
+from agartha.data.traces import Trace, read_card, read_traces
 from agartha.distill import collect as collect_module
 from agartha.distill import endpoint as endpoint_module
 from agartha.distill.collect import collect, run
 from agartha.distill.config import CollectConfig, TracesConfig
 from agartha.distill.share import draw_tasks
 from agartha.distill.teachers import EngineTeacher, describe_teacher
-from agartha.data.traces import Trace, read_card, read_traces
 from agartha.learn.parallel import Parallel, launch
 from agartha.ledger.record import record
 from agartha.ledger.schema import BudgetConfig

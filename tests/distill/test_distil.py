@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from agartha.core.errors import AgarthaError, CheckpointError, ConfigError, DataError
 from agartha.core.files import read_json
 from agartha.core.metrics import read_metrics
+from agartha.data.traces import read_traces
 from agartha.distill.config import DistillConfig
 from agartha.distill.divergence import Divergence
 from agartha.distill.material import Lesson, Material, Rows, lessons_of, tasks_of
 from agartha.distill.program import run
-from agartha.data.traces import read_traces
 from agartha.distill.train import distil, limits
 from agartha.engine.engine import Engine
 from agartha.engine.load import load
