@@ -11,7 +11,8 @@ from agartha.compare.config import CompareConfig, Way
 from agartha.core.config import Config
 from agartha.core.errors import BudgetReached, DataError
 from agartha.core.files import read_json, write_json
-from agartha.distill import collect, traces
+from agartha.data import traces
+from agartha.distill import collect
 from agartha.distill import program as distilling
 from agartha.ledger.record import Run
 from agartha.ledger.runs import FILE_NAME, read_record
