@@ -10,9 +10,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "model"))  # small models that several rooms test with
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if (
-    "OMP_NUM_THREADS" not in os.environ
-):  # which says how many: two test workers of two threads each wait for one another
+# where OMP_NUM_THREADS says how many, that is right: two test workers of two threads each would wait for one another
+if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(max(1, min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)))
 
 

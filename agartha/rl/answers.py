@@ -5,11 +5,11 @@ Every step leaves a file of its own, the same one when it is taken again after a
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from agartha.data.traces import Trace, distinct, read_traces, write_traces
 from agartha.learn.parallel import Parallel
 from agartha.rl.rollout import Attempt
+from agartha.worlds.world import World
 
 FILE, STEPS = "answers.parquet", "answers"
 
@@ -23,12 +23,15 @@ def keep_step(folder: Path, step: int, groups: Sequence[Sequence[Attempt]], para
         write_traces(folder / STEPS / f"step-{step:06d}.parquet", verified, {"step": step})
 
 
-def gather(folder: Path, card: dict[str, Any]) -> None:
-    """One file of all the steps', where there are any. `card`: where they come from."""
-    files = sorted((folder / STEPS).glob("step-*.parquet"))
-    traces = distinct(trace for file in files for trace in read_traces(file))
-    if traces:
-        write_traces(folder / FILE, traces, card | {"steps": [file.stem for file in files]})
+def gather(folder: Path, world: World, parallel: Parallel) -> None:
+    """One file of all the steps', where there are any; every worker may read it after this."""
+    if parallel.is_first:
+        files = sorted((folder / STEPS).glob("step-*.parquet"))
+        traces = distinct(trace for file in files for trace in read_traces(file))
+        card = {"world": world.spec(), "rule": "reward 1 and not cut off", "steps": [file.stem for file in files]}
+        if traces:
+            write_traces(folder / FILE, traces, card)
+    parallel.barrier()
 
 
 def _trace(attempt: Attempt, step: int) -> Trace:

@@ -79,9 +79,8 @@ def train(config: RLConfig, learner: Learner, setting: Setting, folder: Path, ru
             keep = {"loader": {}, "extra": extra}
             session.end_step(step, numbers, tokens, flops, keep, last=step == config.steps)
             check_gap(numbers, config.gap_limit)
-    if config.keep_answers_from is not None and learner.parallel.is_first:
-        answers.gather(folder, {"world": setting.world.spec(), "rule": "reward 1 and not cut off", "complete": True})
-    learner.parallel.barrier()
+    if config.keep_answers_from is not None:
+        answers.gather(folder, setting.world, learner.parallel)
 
 
 def collect(

@@ -53,9 +53,10 @@ class ZeroConfig(Config):
     def _check_student(self, student: DistillConfig) -> None:
         asked = student.collect
         if (asked is None and self.rl.keep_answers_from is None) or student.method == "on_policy":
-            raise ConfigError("student learns from traces that are collected for it, or kept from reinforcement learning.",
-                              hint="set student.collect or rl.keep_answers_from, and student.method to traces or logits."
-                              )  # fmt: skip
+            raise ConfigError(
+                "student learns from traces that are collected for it, or kept from reinforcement learning.",
+                hint="set student.collect or rl.keep_answers_from, and student.method to traces or logits.",
+            )
         named = [name for name in ("teacher", "student", "tokenizer", "traces") if getattr(student, name)]
         if named or student.lora or (asked is not None and (asked.teacher or asked.endpoint)):
             raise ConfigError(f"student.{(named or ['collect.teacher, its endpoint or lora'])[0]} is set by the run.",

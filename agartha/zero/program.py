@@ -123,12 +123,12 @@ class Stages:
         final = self.folder / "student"
         if (final / "config.json").exists():
             return self._loaded(final)
-        files = [path for path in [self.folder / answers.FILE] if path.exists()]
-        if config.collect is not None:
-            source = EngineTeacher.of(teacher, self.tokenizer, config.collect, str(self.folder / "model"))
-            files += [
-                collect(config.collect, self.folder / "traces", self.entry, teacher=source, parallel=self.parallel)
-            ]
+        kept, files = self.folder / answers.FILE, list[Path]()
+        if self.rl_config.keep_answers_from is not None and kept.exists():  # it may have been paid for nothing
+            files.append(kept)
+        if (asked := config.collect) is not None:
+            source = EngineTeacher.of(teacher, self.tokenizer, asked, str(self.folder / "model"))
+            files.append(collect(asked, self.folder / "traces", self.entry, teacher=source, parallel=self.parallel))
         traces = distinct(trace for path in files for trace in read_traces(path))
         torch.manual_seed(config.seed)
         shape = config.model.fitted(self.tokenizer.vocab_size, self.tokenizer.eos_id, self.tokenizer.pad_id)
