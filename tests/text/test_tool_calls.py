@@ -66,10 +66,9 @@ def test_a_call_is_read_and_its_arguments_are_the_models_own_text(written: str, 
 @pytest.mark.parametrize("written", WRITTEN)
 def test_arguments_come_while_they_are_written(written: str) -> None:
     style, text = WRITTEN[written]
-    if written == "Hermes, arguments first":
-        pytest.skip("they wait for the name")
     parts = [piece.text for piece in parse(text, style) if isinstance(piece, ToolCallArguments)]
-    assert parts == list(ARGUMENTS)  # é comes with its second byte
+    waiting = written == "Hermes, arguments first"  # for the name, without which no call can be opened
+    assert parts == ([ARGUMENTS] if waiting else list(ARGUMENTS))  # é comes with its second byte
 
 
 SEVERAL: dict[str, tuple[ToolStyle, str]] = {
