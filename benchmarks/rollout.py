@@ -1,6 +1,6 @@
 """Sampled tokens per second at batch 1, 32 and 256: ours over `transformers.generate`, same shape, temperature 1, no stop.
 
-A batch large enough to be shared goes through one worker a core, as rollouts of reinforcement learning do.
+On a CPU a batch large enough to be shared goes through one worker a core, as rollouts of reinforcement learning do.
 """
 
 import time
@@ -12,11 +12,12 @@ from side_by_side import CORES, arguments, compare
 from agartha.engine.engine import Engine
 from agartha.engine.request import Request
 from agartha.engine.sampler import Sampling
-from agartha.learn.parallel import Parallel, launch
+from agartha.learn.parallel import Parallel, launch, local_device
 from agartha.learn.precision import compute_dtype
 from agartha.model.decoder import Decoder
 
-PROMPT, NEW, SHARED = 16, 96, 64
+DEVICE = local_device(0)
+PROMPT, NEW, SHARED = 16, 96, 64 if DEVICE.type == "cpu" else 256
 
 
 def requests_of(batch: int, new: int) -> list[Request]:
@@ -25,8 +26,8 @@ def requests_of(batch: int, new: int) -> list[Request]:
 
 
 def engine_of(rows: int) -> Engine:
-    decoder = Decoder(config()).eval()
-    decoder.compute_dtype = compute_dtype("auto", torch.device("cpu"))
+    decoder = Decoder(config()).eval().to(DEVICE)
+    decoder.compute_dtype = compute_dtype("auto", DEVICE)
     return Engine(decoder, rows, PROMPT + NEW)
 
 
@@ -46,10 +47,10 @@ def main() -> None:
     options = arguments(__doc__).parse_args()
     new = 8 if options.quick else NEW
     torch.set_num_threads(CORES)
-    model, engine = peer().eval(), engine_of(SHARED)
+    model, engine = peer().eval().to(DEVICE), engine_of(SHARED)
     for batch in (1, 32, 256):
         requests = requests_of(batch, new)
-        prompts = torch.tensor([request.prompt_ids for request in requests])
+        prompts = torch.tensor([request.prompt_ids for request in requests]).to(DEVICE)
 
         def ours(requests=requests, batch=batch) -> float:
             if batch > SHARED:
@@ -60,7 +61,7 @@ def main() -> None:
 
         def theirs(prompts=prompts, batch=batch, dtype=torch.float32) -> float:
             began = time.perf_counter()
-            with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            with torch.no_grad(), torch.autocast(DEVICE.type, dtype=dtype, enabled=dtype != torch.float32):
                 model.generate(
                     prompts,
                     attention_mask=torch.ones_like(prompts),

@@ -301,6 +301,7 @@ class Engine:
 
     def _sample(self, logits: Tensor, view: _View, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Next tokens and their log-probabilities; logits may be changed. Only rows that ask for more pay for it."""
+        logits = logits.cpu() if view.special else logits  # edits are made there, draws wherever the decoder is
         originals = logits[view.special] if view.special else ()
         for i in view.special:
             self._edit(logits[i], int(view.rows[i]))

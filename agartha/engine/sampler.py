@@ -97,8 +97,8 @@ def choose(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Next token and its log-probability, each [S].
 
-    logits [S, V] float32 on the CPU; settings [S, 4] of temperature, top_p, top_k, min_p; seeds [S] uint64; counts [S]: tokens
-    so far. The log-probability is that of the temperature-scaled distribution before anything is cut off, which is what a
+    logits [S, V] float32, on any device; settings [S, 4] of temperature, top_p, top_k, min_p; seeds [S] uint64; counts [S]:
+    tokens so far. The log-probability is that of the temperature-scaled distribution before anything is cut off, which is what a
     policy gradient needs; greedy rows count as temperature 1. Raises: NumericsError for logits that are not finite.
     """
     greedy = settings[:, 0] == 0
@@ -120,15 +120,15 @@ def _draw(
     logits: Tensor, scale: np.ndarray, share: np.ndarray, cuts: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The plain form of `kernels.draw`, and what `cuts` [S, 4] leave of the distribution to draw from."""
-    scaled = (logits / torch.from_numpy(scale.astype(np.float32)).unsqueeze(1)).log_softmax(-1)
-    chosen, drawn = scaled.argmax(-1), torch.from_numpy(share >= 0)
-    if drawn.any():
+    scales, shares = (torch.from_numpy(x).to(logits.device).unsqueeze(1) for x in (scale.astype(np.float32), share))
+    scaled = (logits / scales).log_softmax(-1)
+    chosen = scaled.argmax(-1, keepdim=True)
+    if (share >= 0).any():
         probabilities = scaled.exp() if cuts is None else _cut(scaled.exp(), cuts)
         sums = probabilities.cumsum(-1, dtype=torch.float64)
-        wanted = torch.from_numpy(share).unsqueeze(1) * sums[:, -1:]
-        found = torch.searchsorted(sums, wanted, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
-        chosen = torch.where(drawn, found, chosen)
-    return chosen.numpy(), scaled.gather(1, chosen.unsqueeze(1)).squeeze(1).numpy()
+        found = torch.searchsorted(sums, shares * sums[:, -1:], right=True).clamp(max=logits.shape[1] - 1)
+        chosen = torch.where(shares >= 0, found, chosen)
+    return chosen.squeeze(1).cpu().numpy(), scaled.gather(1, chosen).squeeze(1).cpu().numpy()
 
 
 def edit(
@@ -189,7 +189,7 @@ def _cut(probabilities: Tensor, settings: np.ndarray) -> Tensor:
 
     Sorting a vocabulary costs more than a step of a small model, so only its head is sorted where that is enough.
     """
-    _, top_p, top_k, min_p = torch.from_numpy(settings).unsqueeze(1).unbind(-1)
+    _, top_p, top_k, min_p = torch.from_numpy(settings).to(probabilities.device).unsqueeze(1).unbind(-1)
     vocab = probabilities.shape[1]
     ordered, order = probabilities.topk(min(HEAD, vocab))
     inside = (
@@ -199,7 +199,7 @@ def _cut(probabilities: Tensor, settings: np.ndarray) -> Tensor:
     )
     if not inside.all():
         ordered, order = probabilities.sort(-1, descending=True)
-    rank = torch.arange(ordered.shape[1])
+    rank = torch.arange(ordered.shape[1], device=ordered.device)
     keep = (
         (ordered.cumsum(-1) - ordered < top_p) & ((top_k == 0) | (rank < top_k)) & (ordered >= min_p * ordered[:, :1])
     )

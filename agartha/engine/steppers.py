@@ -52,7 +52,7 @@ class PagedTorch:
         self.decoder = decoder
 
     def step(self, token_ids: Tensor, positions: Tensor, rows: Tensor, tables: Tensor, wanted: Tensor) -> Tensor:
-        """As `states`, and on to logits [W, V] float32 on the CPU."""
+        """As `states`, and on to logits [W, V] float32, on the decoder's device."""
         return self.logits(self.states(token_ids, positions, rows, tables, wanted))
 
     def step_with_states(
@@ -88,8 +88,8 @@ class PagedTorch:
 
     @torch.no_grad()
     def logits(self, states: Tensor) -> Tensor:
-        """[W, H] -> [W, V] float32 on the CPU."""
-        return self.decoder.logits(states).cpu()
+        """[W, H] -> [W, V] float32, on the decoder's device."""
+        return self.decoder.logits(states)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Overwrite block `to` by block `from` in every layer, for each pair (from, to)."""

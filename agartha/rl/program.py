@@ -72,7 +72,7 @@ def reinforce_loaded(
     if config.lora is not None:
         add_lora(decoder, config.lora, config.seed)
     elif config.kl_weight > 0:
-        reference = frozen_copy(decoder)
+        reference = frozen_copy(decoder, parallel.device)
     learner = Learner(decoder, config.learner, parallel)
     sampling = config.sampling
     longest = min(sampling.max_prompt_tokens, decoder.config.max_position_embeddings // 2) + sampling.max_tokens
@@ -89,8 +89,8 @@ def prompts_of(config: RLConfig, loaded: Loaded, world: World) -> PromptFormat:
     return prompt_format(loaded.tokenizer, loaded.template, loaded.eos_ids, config.chat, config.system, examples)
 
 
-def frozen_copy(decoder: Decoder) -> Decoder:
-    """The policy as it is now, for the divergence term."""
+def frozen_copy(decoder: Decoder, device: torch.device) -> Decoder:
+    """The policy as it is now, for the divergence term, where the learner will be."""
     copy = Decoder(decoder.config, decoder.compute_dtype)
     copy.load_state_dict(decoder.state_dict())
-    return copy.requires_grad_(False).eval()
+    return copy.requires_grad_(False).eval().to(device)
