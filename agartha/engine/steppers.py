@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from agartha.core.errors import CapacityError
+from agartha.engine.fixed_steps import FixedSteps
 from agartha.model.adapters import adapters_of
 from agartha.model.decoder import Decoder
 from agartha.model.kernels.paged import PagedPacked
 
-SCRATCH = 2**28  # numbers: what the rows of a layer may take when they are gathered
+SCRATCH = {"cpu": 2**28, "cuda": 2**30}  # numbers: what the rows of a layer may take when they are gathered
 BLOCK = 16  # positions
 
 
@@ -36,11 +37,20 @@ class PagedTorch:
         self.decoder, self.num_blocks = decoder, num_blocks
         self.adapters, self.row_adapters = adapters_of(decoder), row_adapters
         config, device = decoder.config, decoder.norm.weight.device
-        shape = (config.num_hidden_layers, num_blocks, BLOCK, config.cache_dim)
+        shape = (config.num_hidden_layers, num_blocks + 1, BLOCK, config.cache_dim)  # one to spare
         try:
             self.blocks = torch.zeros(shape, dtype=dtype or decoder.compute_dtype, device=device)
         except (RuntimeError, MemoryError) as error:
             raise CapacityError(f"no memory for a cache of shape {shape}", hint="ask for fewer blocks") from error
+        self.fixed_steps: FixedSteps | None = None
+        if self.adapters is None and FixedSteps.usable(decoder):
+            self.fix_steps()
+
+    def fix_steps(self) -> None:
+        """From now on take steps of one token a row in fixed sizes."""
+        self.fixed_steps = FixedSteps(
+            self.decoder, lambda tables: _Blocks(self.blocks, tables, tables.shape[1] * BLOCK), self.num_blocks
+        )
 
     @property
     def cache_bytes(self) -> int:
@@ -48,8 +58,10 @@ class PagedTorch:
         return self.blocks.nbytes
 
     def load_weights(self, decoder: Decoder) -> None:
-        """Nothing to do: the decoder's own weights are used."""
-        self.decoder = decoder
+        """The decoder's own weights are used; `decoder` is the one given at the start."""
+        assert decoder is self.decoder
+        if self.fixed_steps is not None:
+            self.fixed_steps.refresh()
 
     def step(self, token_ids: Tensor, positions: Tensor, rows: Tensor, tables: Tensor, wanted: Tensor) -> Tensor:
         """As `states`, and on to logits [W, V] float32, on the decoder's device."""
@@ -68,6 +80,11 @@ class PagedTorch:
 
         Rows that bring equally many tokens go through together: all that decode, all that verify k drafts, each prefill.
         """
+        if self.fixed_steps is not None and len(rows.unique()) == len(rows):
+            used = int(positions.max()) // BLOCK + 1
+            if self._room(used * BLOCK, 1) >= len(rows):
+                ids, at, tables = (x.long() for x in (token_ids, positions, tables[rows.long()]))
+                return self.fixed_steps.states(ids, at, tables, used)[wanted.to(self.blocks.device, torch.int64)]
         token_ids, positions, rows, tables, wanted = (
             x.to(self.blocks.device, torch.int64) for x in (token_ids, positions, rows, tables, wanted)
         )
@@ -98,11 +115,15 @@ class PagedTorch:
             self.blocks[:, list(targets)] = self.blocks[:, list(sources)]
 
     def _split(self, rows: Tensor, length: int, positions: Tensor) -> Sequence[Tensor]:
-        """So many rows at once as SCRATCH allows; none for a length of 0."""
+        """So many rows at once as there is room for; none for a length of 0."""
+        return rows.split(max(1, self._room(int(positions.max()) + 1, length))) if length else ()
+
+    def _room(self, kept: int, length: int) -> int:
+        """How many rows of so many kept positions and new tokens SCRATCH holds."""
         config = self.decoder.config
         repeats = 1 if config.uses_latent_attention else config.num_attention_heads // config.kv_heads
-        gathered = (int(positions.max()) + 1) * max(config.cache_dim * repeats, config.num_attention_heads * length)
-        return rows.split(max(1, SCRATCH // gathered)) if length else ()
+        room = SCRATCH.get(self.blocks.device.type, SCRATCH["cpu"])
+        return room // (kept * max(config.cache_dim * repeats, config.num_attention_heads * length))
 
 
 class _Blocks:

@@ -58,7 +58,7 @@ def place_by_expert(chosen: Tensor, experts: int) -> tuple[Tensor, Tensor]:
 
 def place_by_expert_plain(chosen: Tensor, experts: int, multiple: int) -> tuple[Tensor, Tensor]:
     flat = chosen.flatten()
-    pairs, counts = flat.argsort(stable=True), torch.bincount(flat, minlength=experts)
+    pairs, counts = flat.argsort(stable=True), flat.new_zeros(experts).scatter_add_(0, flat, torch.ones_like(flat))
     padded = (counts + multiple - 1) // multiple * multiple
     ends = padded.cumsum(0)
     shift = (ends - padded) - (counts.cumsum(0) - counts)
@@ -76,7 +76,8 @@ def to_experts(x: Tensor, slots: Tensor, ends: Tensor) -> Tensor:
 
 def to_experts_plain(x: Tensor, slots: Tensor, ends: Tensor) -> Tensor:
     repeated = x.repeat_interleave(slots.shape[1], 0)
-    return x.new_zeros(int(ends[-1]), x.shape[1]).index_copy(0, slots.flatten(), repeated)
+    size = int(ends[-1]) if x.device.type == "cpu" else slots.numel()  # unpadded there, and to look would be to wait
+    return x.new_zeros(size, x.shape[1]).index_copy(0, slots.flatten(), repeated)
 
 
 def from_experts(y: Tensor, gates: Tensor, slots: Tensor) -> Tensor:
