@@ -137,7 +137,7 @@ def improve(settings: Settings = None, folder: Folder = None, dry_run: DryRun = 
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    model: Annotated[str, typer.Argument(help="A model folder, a .gguf file or a pulled hf:OWNER/NAME.")],
     world: Annotated[str, typer.Argument(help="countdown, gym:NAME, maths:FILE.jsonl or the path of a Python file.")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value overrides.", show_default=False)] = None,
     problems: Annotated[

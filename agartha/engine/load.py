@@ -15,7 +15,9 @@ from agartha.model.hf_folder import HFFolder
 from agartha.model.hub import PREFIX, located
 from agartha.model.open import Weights, fill_decoder, open_source
 from agartha.text.gguf_tokenizer import gguf_tokenizer
+from agartha.text.prompt_format import Chat, PromptFormat, prompt_format
 from agartha.text.tokenizer import Tokenizer
+from agartha.worlds.world import World
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_turn|>", "<｜end▁of▁sentence｜>", "<|endoftext|>")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -56,6 +58,15 @@ def load(path_or_name: Path | str, weights: Weights = "auto") -> Loaded:
         digest_of(path),
         {name: generation[name] for name in SAMPLING if isinstance(generation.get(name), int | float)},
     )
+
+
+def prompts_in(
+    world: World, loaded: Loaded, chat: Chat = "auto", system: str | None = None, examples: int = 0
+) -> PromptFormat:
+    """How tasks of a world are put to this model, after so many solved ones. Raises: ConfigError for an impossible chat."""
+    tasks = [world.task(seed, world.levels[0]) for seed in range(examples)]
+    solved = tuple((task.prompt, world.oracle(task)) for task in tasks)
+    return prompt_format(loaded.tokenizer, loaded.template, loaded.eos_ids, chat, system, solved)
 
 
 def fresh(path_or_name: Path | str, shape: ModelConfig) -> Loaded:

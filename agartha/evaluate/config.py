@@ -1,5 +1,7 @@
 """Settings of one evaluation. No torch here."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from agartha.core.config import Config
@@ -20,6 +22,14 @@ class HeldOutConfig(Config):
 class EvalConfig(Config):
     """How a model is asked."""
 
+    weights: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "float32"
+    """How they are held: as they were trained, or to save memory; "auto" keeps the packed ones of a file (on a CPU)."""
+    chat: Literal["auto", "on", "off"] = "auto"
+    """By the model's chat template ("auto": where it has one), or as plain text."""
+    system: str | None = None
+    """A system prompt, for models with a chat template."""
+    examples: int = Field(default=0, ge=0, le=64)
+    """Solved tasks shown before every task, as earlier turns."""
     problems: int = Field(default=1000, ge=1)
     """Distinct held-out problems of each level."""
     level: int | None = None

@@ -6,13 +6,12 @@ from typing import Any
 
 from agartha.core.errors import AgarthaError, DataError
 from agartha.engine.engine import Engine
+from agartha.engine.load import load, prompts_in
 from agartha.engine.sampler import Sampling
 from agartha.evaluate.config import EvalConfig
 from agartha.evaluate.run import Record, evaluate, heldout_tasks, summarise
 from agartha.learn.parallel import local_device
 from agartha.learn.precision import compute_dtype
-from agartha.model.hf_folder import load_model
-from agartha.text.tokenizer import Tokenizer
 from agartha.worlds.checks import preflight
 from agartha.worlds.countdown import problem
 from agartha.worlds.load import load_world
@@ -23,36 +22,39 @@ LONGEST_PROMPT = 1024
 MAX_PROBLEM_FILE = 64 * 2**20  # bytes
 
 
-def run(model_folder: Path, world_name: str, config: EvalConfig, problems: Path | None = None) -> dict[str, Any]:
-    """Scores on held-out problems by level, or, with a file of the user's own problems, a record for each."""
+def run(model: Path | str, world_name: str, config: EvalConfig, problems: Path | None = None) -> dict[str, Any]:
+    """Scores on held-out problems by level, or, with a file of the user's own problems, a record for each.
+
+    model: whatever `engine.load` opens. Raises: as `load`; ConfigError for a chat that it cannot have.
+    """
     world = load_world(world_name)
     preflight(world)
     own = read_problems(problems, world) if problems is not None else None
-    tokenizer, device = Tokenizer.load(model_folder), local_device(0)
-    decoder = load_model(model_folder).to(device)
-    tokenizer.check_model(decoder.config.vocab_size)
+    device, loaded = local_device(0), load(model, config.weights)
+    prompts = prompts_in(world, loaded, config.chat, config.system, config.examples)
+    decoder = loaded.decoder.to(device)
     decoder.compute_dtype = compute_dtype("auto", device)
     longest = min(decoder.config.max_position_embeddings, LONGEST_PROMPT + config.max_tokens)
     engine = Engine(decoder.eval(), config.max_rows, longest)
     sampling = Sampling(config.temperature, max_tokens=config.max_tokens, seed=config.seed)
     if own is not None:
-        groups = evaluate(engine, tokenizer, world, own, sampling, config.samples)
+        groups = evaluate(engine, prompts, world, own, sampling, config.samples)
         records = [describe(world, task, group) for task, group in zip(own, groups)]
         return {
-            "model": str(model_folder),
+            "model": str(model),
             "world": world.name,
             "problems": records,
             **summarise(groups, config.k, config.seed),
         }
-    result: dict[str, Any] = {"model": str(model_folder), "world": world.name, "levels": {}}
+    result: dict[str, Any] = {"model": str(model), "world": world.name, "levels": {}}
     for level in world.levels if config.level is None else (config.level,):
         tasks = heldout_tasks(world, level, config.problems, config.seed)
-        groups = evaluate(engine, tokenizer, world, tasks, sampling, config.samples)
+        groups = evaluate(engine, prompts, world, tasks, sampling, config.samples)
         how = "sampled" if config.temperature > 0 else "greedy"
         scores = {how: summarise(groups, config.k, config.seed)}
         if config.greedy and config.temperature > 0:
             once = Sampling(0.0, max_tokens=config.max_tokens)
-            scores["greedy"] = summarise(evaluate(engine, tokenizer, world, tasks, once), seed=config.seed)
+            scores["greedy"] = summarise(evaluate(engine, prompts, world, tasks, once), seed=config.seed)
         result["levels"][str(level)] = scores
     return result
 

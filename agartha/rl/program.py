@@ -11,7 +11,7 @@ from agartha.core.errors import ConfigError
 from agartha.core.files import write_json
 from agartha.engine.engine import Engine
 from agartha.engine.export import save_trained
-from agartha.engine.load import Loaded, digest_of, found_at, load
+from agartha.engine.load import Loaded, digest_of, found_at, load, prompts_in
 from agartha.learn.learner import Learner
 from agartha.learn.parallel import Parallel, launch
 from agartha.learn.precision import compute_dtype
@@ -21,7 +21,7 @@ from agartha.model.lora import add_lora
 from agartha.model.open import open_source
 from agartha.rl.config import RLConfig
 from agartha.rl.train import Setting, train
-from agartha.text.prompt_format import PromptFormat, prompt_format
+from agartha.text.prompt_format import PromptFormat
 from agartha.text.tokenizer import Tokenizer
 from agartha.worlds.checks import preflight
 from agartha.worlds.load import load_world
@@ -84,9 +84,7 @@ def reinforce_loaded(
 
 def prompts_of(config: RLConfig, loaded: Loaded, world: World) -> PromptFormat:
     """How tasks are put to this model. Raises: ConfigError for a chat that it cannot have."""
-    tasks = [world.task(seed, world.levels[0]) for seed in range(config.examples)]
-    examples = tuple((task.prompt, world.oracle(task)) for task in tasks)
-    return prompt_format(loaded.tokenizer, loaded.template, loaded.eos_ids, config.chat, config.system, examples)
+    return prompts_in(world, loaded, config.chat, config.system, config.examples)
 
 
 def frozen_copy(decoder: Decoder, device: torch.device) -> Decoder:

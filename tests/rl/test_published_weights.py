@@ -240,3 +240,35 @@ def test_a_chat_needs_a_template(base: Path) -> None:
         reinforce(base, "run", 'chat="on"')
     made, _ = reinforce(base, "run", *LORA, "steps=1")
     assert len(read_adapter(Path(made["adapter"])).factors) == 14 and Engine(load(base).decoder, 1, 16).adapters is None
+
+
+@pytest.mark.parametrize("chat", ["auto", "off"])
+def test_a_model_is_examined_as_it_was_trained(base: Path, chat: str) -> None:
+    from agartha.core.config import load as read
+    from agartha.evaluate import program
+    from agartha.evaluate.config import EvalConfig
+
+    world, overrides = str(base.parent / "vowels.py"), [f"chat={chat}", "problems=1", "max_tokens=6", "examples=1"]
+    asked: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        whole = program.evaluate
+
+        def noted(engine, prompts, *rest):
+            asked.append(prompts.tokenizer.decode(prompts.encode("say a vowel, 9")))
+            return whole(engine, prompts, *rest)
+
+        patch.setattr(program, "evaluate", noted)
+        result = program.run(base, world, read(EvalConfig, None, overrides))
+    assert result["levels"]["0"]["greedy"]["judged"] == 1
+    assert ("<|im_start|>user" in asked[0]) == (chat == "auto")
+    assert "a" in asked[0].split("say a vowel, 0")[1] and asked[0].count("say a vowel") == 2
+
+
+def test_a_file_is_examined_too(smollm2: Path) -> None:
+    from agartha.core.config import load as read
+    from agartha.evaluate.config import EvalConfig
+    from agartha.evaluate.program import run
+
+    settings = ["problems=3", "max_tokens=16", "level=1", "examples=1", "weights=auto", "system=Be short."]
+    scores = run(smollm2, "gym:letter_counting", read(EvalConfig, None, settings))["levels"]["1"]
+    assert scores["sampled"]["judged"] == 3 and 0 < scores["greedy"]["tokens"] <= 16
