@@ -23,12 +23,13 @@ class FixedSteps:
     def __init__(self, decoder: Decoder, cache_of: Callable[[Tensor], KVCache], spare: int):
         self.decoder, self.cache_of, self.spare = decoder, cache_of, spare
         self._recorded: dict[tuple[int, int], tuple[Tensor, Callable[[], Tensor]]] = {}
-        self._places, self._pool = places(decoder), None
+        self._pool: tuple[int, int] | None = None
+        self._places = places(decoder)
 
     def refresh(self) -> None:
         """Forget what reads where the weights no longer lie; new numbers in the same place need nothing."""
         if places(self.decoder) != self._places:
-            self._recorded, self._places = {}, places(self.decoder)
+            self._recorded, self._pool, self._places = {}, None, places(self.decoder)
 
     @staticmethod
     def usable(decoder: Decoder) -> bool:
