@@ -210,14 +210,15 @@ def test_one_knows_where_the_next_token_belongs() -> None:
         (ReplyFormat(THINK, "deepseek"), "<｜tool▁call▁begin｜>\n"),
     ],
 )
-def test_time_grows_with_length_alone(form: ReplyFormat, unit: str, length: int = 2**20) -> None:
+def test_time_grows_with_length_alone(form: ReplyFormat, unit: str, length: int = 2**18) -> None:
     def seconds(size: int) -> float:
         ids = BYTES.encode(unit) * (size // len(unit.encode()))
         parser, start = ReplyParser(form, False, BYTES, ["aaaaaaaaaaaaaaaaaaaaaaaac"]), time.process_time()
         parse(parser, [ids[at : at + 7] for at in range(0, len(ids), 7)])
         return time.process_time() - start
 
-    assert seconds(length) < 10 * max(seconds(length // 4), 0.01)  # 16 if it were quadratic
+    # 4 if it is linear, 16 if it were quadratic; a busy machine may disturb one measurement, not three
+    assert any(seconds(length) < 6 * max(seconds(length // 4), 0.01) for _ in range(3))
 
 
 def test_the_format_is_read_off_the_template() -> None:
