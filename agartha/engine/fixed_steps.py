@@ -6,6 +6,7 @@ Shapes: S rows of one new token each, M blocks a row, H hidden.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class FixedSteps:
     def __init__(self, decoder: Decoder, cache_of: Callable[[Tensor], KVCache], spare: int):
         self.decoder, self.cache_of, self.spare = decoder, cache_of, spare
         self._recorded: dict[tuple[int, int], tuple[Tensor, Callable[[], Tensor]]] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
         self._places = places(decoder)
 
     def refresh(self) -> None:
