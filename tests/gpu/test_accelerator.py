@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import EXPERTS, GROUPED, SHAPES, random_decoder, some_tokens
+from models import EXPERTS, GROUPED, SHAPES, random_decoder, some_batch, some_tokens
 
 from agartha.data.packing import Document, pack
 from agartha.engine.engine import Engine
@@ -28,18 +28,6 @@ pytestmark = [
 ]
 GPU = torch.device("cuda", 0)
 ADAMW = OptimizerConfig(matrices="adamw", matrix_learning_rate=3e-3)
-
-
-def some_batch(documents: int = 12):
-    generator = torch.Generator().manual_seed(0)
-    lengths = [10 + 3 * i for i in range(documents)]
-    return pack(
-        [
-            Document(torch.randint(1, 96, (n,), generator=generator).tolist(), {"cross_entropy_weight": 1.0}, 2)
-            for n in lengths
-        ],
-        64,
-    )
 
 
 def learner_on(device: torch.device, shape: dict, precision: str = "float32", **optimizer) -> Learner:

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import EXPERTS, random_decoder
+from models import EXPERTS, random_decoder, some_batch
 
 from agartha.core.errors import NumericsError
-from agartha.data.batch import Batch
-from agartha.data.packing import Document, pack
 from agartha.learn.config import LearnerConfig, OptimizerConfig
 from agartha.learn.learner import Learner
 from agartha.learn.parallel import Parallel, launch
@@ -19,18 +17,6 @@ MTP = EXPERTS | {"num_nextn_predict_layers": 1}
 def config(**changes) -> LearnerConfig:
     return LearnerConfig(
         precision="float32", optimizer=OptimizerConfig(matrices="adamw", matrix_learning_rate=3e-3), **changes
-    )
-
-
-def some_batch(documents: int = 12) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    lengths = [10 + 3 * i for i in range(documents)]
-    return pack(
-        [
-            Document(torch.randint(1, 96, (n,), generator=generator).tolist(), {"cross_entropy_weight": 1.0}, 2)
-            for n in lengths
-        ],
-        64,
     )
 
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from agartha.data.batch import Batch
+from agartha.data.packing import Document, pack
 from agartha.model.config import ModelConfig
 from agartha.model.decoder import Decoder
 
@@ -79,3 +81,16 @@ def random_decoder(shape: dict, seed: int = 0) -> Decoder:
 def some_tokens(rows: int = 2, length: int = 70, vocab: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, vocab, (rows, length), generator=generator), torch.arange(length).expand(rows, length)
+
+
+def some_batch(documents: int = 12) -> Batch:
+    """Packed documents of different lengths, to be learnt by cross-entropy."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [10 + 3 * i for i in range(documents)]
+    return pack(
+        [
+            Document(torch.randint(1, 96, (n,), generator=generator).tolist(), {"cross_entropy_weight": 1.0}, 2)
+            for n in lengths
+        ],
+        64,
+    )
