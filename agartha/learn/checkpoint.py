@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from agartha.core.errors import CheckpointError, ConfigError, DataError
 from agartha.core.files import folder_atomic, read_json, write_json
 from agartha.core.hashing import digest
+from agartha.model.safetensors_file import write_tensors
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -51,8 +52,8 @@ def save(folder: Path, state: TrainingState, keep_last: int | None = None) -> Pa
         raise ConfigError(f"keep_last={keep_last} must be at least 1.")
     path = folder / f"step_{state.step:06d}"
     with folder_atomic(path) as temporary:
-        save_file(_separate(state.model), temporary / "model.safetensors")
-        save_file(_separate(state.optimizer), temporary / "optimizer.safetensors")
+        write_tensors(_separate(state.model), temporary / "model.safetensors")
+        write_tensors(_separate(state.optimizer), temporary / "optimizer.safetensors")
         rest = {"step": state.step, "random": state.random, "loader": state.loader, "extra": state.extra}
         write_json(temporary / "state.json", rest)
         files = {file.name: {"size": file.stat().st_size, "digest": digest(file)} for file in temporary.iterdir()}

@@ -11,7 +11,6 @@ from typing import Any
 
 import pydantic
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from agartha.core.errors import AgarthaError, CheckpointError
@@ -21,7 +20,7 @@ from agartha.model.hf_config import read_published
 from agartha.model.hf_folder import FLOATS
 from agartha.model.lora import linear_maps, lora_state, pairs, put_pairs, shape_of
 from agartha.model.lora_config import TARGETS, LoraConfig
-from agartha.model.safetensors_file import Entry, read_header
+from agartha.model.safetensors_file import Entry, read_header, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.(?:model\.)?(layers\.\d{1,6}\..+)\.lora_([AB])\.weight")
@@ -60,7 +59,7 @@ def save_adapter(
     }  # fmt: skip
     with folder_atomic(folder) as temporary:
         write_json(temporary / CONFIG, settings)
-        save_file(lora_state(decoder), temporary / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(lora_state(decoder), temporary / WEIGHTS)
         for name, content in (extra or {}).items():
             write_json(temporary / name, content)
 

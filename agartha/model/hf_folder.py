@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from agartha.core.errors import CheckpointError
@@ -21,7 +20,7 @@ from agartha.model.config import ModelConfig
 from agartha.model.decoder import Decoder
 from agartha.model.hf_config import CONFIG, fp8_block, load_config, published_config, read_published
 from agartha.model.placement import Placement, check_depth, empty_decoder, fill
-from agartha.model.safetensors_file import Entry, read_header
+from agartha.model.safetensors_file import Entry, read_header, write_tensors
 
 WEIGHTS, INDEX, SCALE = "model.safetensors", "model.safetensors.index.json", "_scale_inv"
 EXPERT = re.compile(r"(?:model\.)?(.*\.mlp\.experts)\.(\d{1,6})\.(gate|up|down)_proj\.weight")
@@ -51,7 +50,7 @@ def write_model(folder: Path, decoder: Decoder, dtype: torch.dtype) -> None:
         name: tensor if name.endswith("e_score_correction_bias") else tensor.to(dtype)
         for name, tensor in published_tensors(decoder)
     }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(tensors, folder / WEIGHTS)
 
 
 def load_model(folder: Path, compute_dtype: torch.dtype = torch.float32) -> Decoder:

@@ -1,16 +1,18 @@
-"""Reading safetensors files (https://huggingface.co/docs/safetensors, "Format") as hostile data, one tensor at a time.
+"""Safetensors files (https://huggingface.co/docs/safetensors, "Format"): read as hostile data, one tensor at a time; written.
 
 The header is checked against the file's size before anything is allocated; a tensor is read into memory of its own, so
 that what was read and let go is gone.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from agartha.core.errors import CheckpointError
@@ -101,3 +103,11 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _broken(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path} cannot be read: {why}.", hint="it may be cut short: copy it again.")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A new safetensors file, readable by whom any new file is: the library's own are closed to all others."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)

@@ -48,3 +48,9 @@ def test_a_dense_model_without_latent_attention_is_a_llama_to_others(tmp_path: P
     with torch.no_grad():
         found = theirs(some_tokens(length=20)[0]).logits
     assert type(theirs).__name__ == "LlamaForCausalLM" and (found - logits(decoder)).abs().max() < 1e-4
+
+
+def test_weights_may_be_read_by_whom_any_new_file_may(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", random_decoder(SHAPES["llama"]))
+    modes = {file.stat().st_mode for file in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1, modes
