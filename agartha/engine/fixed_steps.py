@@ -43,8 +43,7 @@ class FixedSteps:
         """token_ids, positions [S], tables [S, M], all int64 on the CPU; `blocks` of each row are in use -> states [S, H]."""
         rows = max(ROWS_AT_LEAST, 1 << (len(token_ids) - 1).bit_length())
         width = min(tables.shape[1], -(-blocks // BLOCKS_AT_ONCE) * BLOCKS_AT_ONCE)
-        asked = torch.full((rows, 2 + width), self.spare)
-        asked[:, :2] = 0
+        asked = self._padding(rows, width)
         asked[: len(token_ids)] = torch.cat([token_ids[:, None], positions[:, None], tables[:, :width]], 1)
         if (rows, width) not in self._recorded:
             self._recorded[rows, width] = self._record(rows, width)
@@ -52,11 +51,14 @@ class FixedSteps:
         given.copy_(asked)
         return run()[: len(token_ids)].clone()  # the next replay writes over it
 
+    def _padding(self, rows: int, width: int) -> Tensor:
+        """Rows of nobody: token, position, and a table of blocks to spare, [rows, 2 + width] on the CPU."""
+        return torch.tensor([[0, 0] + [self.spare] * width]).repeat(rows, 1)
+
     def _record(self, rows: int, width: int) -> tuple[Tensor, Callable[[], Tensor]]:
         """What to fill in, and what then computes its states."""
         device = self.decoder.norm.weight.device
-        given = torch.full((rows, 2 + width), self.spare, device=device)
-        given[:, :2] = 0
+        given = self._padding(rows, width).to(device)
 
         def run() -> Tensor:
             ids, positions, tables = given[:, :1], given[:, 1:2], given[:, 2:]
